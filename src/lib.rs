@@ -1,0 +1,12 @@
+//! lattice-mcp: any MCP client as the orchestrator of a mesh of agents.
+//!
+//! From the top down; a module uses only what stands below it, and a test holds that:
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`model`] | pure: ids, events, the fold of a work, lineage |
+//!
+//! Invariants: a work's status is one pure function of its events ([`model::work::Status::after`]); there is no table of pending
+//! work in memory whose loss could matter; an effect is acknowledged after it is durable, and is idempotent by work id.
+
+pub mod model;

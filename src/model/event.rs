@@ -1,0 +1,365 @@
+//! What happens to a work, as the log keeps it and as the wire writes it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::id::{InstanceId, RunId, StationId, WorkId};
+use super::output::{BlobRef, Output};
+use super::time::Timestamp;
+use super::work::Assignment;
+
+/// One thing that happened to one work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// The work.
+    pub work_id: WorkId,
+    /// The work's own run.
+    pub run_id: RunId,
+    /// When it happened, by the clock of who says so.
+    pub at: Timestamp,
+    /// The station that says so.
+    pub station: StationId,
+    /// The process that says so.
+    pub instance: InstanceId,
+    /// The attempt it belongs to; 0 when it is the assigner's word and no attempt's.
+    pub attempt: u32,
+    /// What happened.
+    pub kind: Kind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kind {
+    /// The order was given.
+    Assigned(Box<Assignment>),
+    /// A leaf started an attempt.
+    Accepted,
+    /// The agent reports how far it is.
+    Progress {
+        /// 0 to 100.
+        pct: Option<f64>,
+        /// What it is doing.
+        message: Option<String>,
+    },
+    /// The agent delivered.
+    Complete {
+        /// What it delivered.
+        result: Output,
+        /// How long the attempt took.
+        duration_ms: u64,
+    },
+    /// The work failed for good.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// How long the attempt took.
+        duration_ms: u64,
+    },
+    /// The agent asks for help.
+    Escalate(Ask),
+    /// The help arrived.
+    Answered {
+        /// The number of the question, from 1.
+        ask: u32,
+        /// The answer: data for the agent.
+        answer: Value,
+    },
+    /// The attempt ended without settling the work; another will follow.
+    Retrying {
+        /// Why this one ended.
+        failure: Failure,
+        /// Not before this moment.
+        next_at: Timestamp,
+    },
+    /// From the assigner: please stop. From a leaf: it has stopped.
+    Cancelled {
+        /// Why, in the caller's words.
+        reason: Option<String>,
+    },
+    /// An event type of another version: kept and skipped.
+    Other(String),
+}
+
+/// A question of a running agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Its number in the work, from 1.
+    pub ask: u32,
+    /// What the agent needs.
+    pub reason: String,
+    /// What helps to decide.
+    pub context: Value,
+    /// Who is asked.
+    pub needs: Needs,
+    /// The agent has ended and is started again with the answer.
+    pub parked: bool,
+}
+
+/// Who is asked for help.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Needs {
+    /// Whoever orchestrates.
+    #[default]
+    Orchestrator,
+    /// A person.
+    Human,
+}
+
+/// Why an attempt or a work failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The kind of failure.
+    pub kind: FailureKind,
+    /// One sentence for whoever reads the status.
+    pub message: String,
+    /// The program's exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The end of standard error, or of the output that was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
+    /// All attempts are used up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dead_letter: bool,
+}
+
+impl Failure {
+    /// A failure with nothing but a sentence.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false }
+    }
+}
+
+/// The kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// Nobody started it in time.
+    QueueTimeout,
+    /// The agent said nothing for too long.
+    SilenceTimeout,
+    /// It took too long in all.
+    TotalTimeout,
+    /// The agent said that trying again may help (exit code 75).
+    Transient,
+    /// The process that ran it died.
+    Crashed,
+    /// The station stopped and gave the work back.
+    HandedBack,
+    /// The agent failed.
+    Agent,
+    /// The agent could not be started.
+    Unstartable,
+    /// The result does not fit the agent's output schema.
+    BadOutput,
+    /// A limit of the configuration was reached.
+    Limit,
+    /// A kind of another version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl FailureKind {
+    /// Whether another attempt may go better.
+    pub const fn worth_retrying(self) -> bool {
+        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack)
+    }
+
+    /// Whether the attempt counts against `max_attempts`.
+    pub const fn burns_attempt(self) -> bool {
+        !matches!(self, Self::HandedBack)
+    }
+}
+
+/// Why bytes are not an event.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not the JSON of an event.
+    #[error("not an event: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A field that this type of event needs is absent.
+    #[error("a {kind} of work {work_id} has no {field}")]
+    Missing {
+        /// The event's type.
+        kind: String,
+        /// The work.
+        work_id: WorkId,
+        /// The field.
+        field: &'static str,
+    },
+}
+
+impl Kind {
+    /// The type's name on the wire.
+    pub fn wire_type(&self) -> &str {
+        match self {
+            Self::Assigned(_) => "WORK_ASSIGNED",
+            Self::Accepted => "WORK_ACCEPTED",
+            Self::Progress { .. } => "WORK_PROGRESS",
+            Self::Complete { .. } => "WORK_COMPLETE",
+            Self::Failed { .. } => "WORK_FAILED",
+            Self::Escalate(_) => "WORK_ESCALATE",
+            Self::Answered { .. } => "WORK_ANSWERED",
+            Self::Retrying { .. } => "WORK_RETRYING",
+            Self::Cancelled { .. } => "WORK_CANCELLED",
+            Self::Other(kind) => kind,
+        }
+    }
+}
+
+/// The flat shape that every event has on the wire.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    work_id: WorkId,
+    orchestrator_run_id: RunId,
+    #[serde(rename = "type")]
+    kind: String,
+    timestamp: Timestamp,
+    station_id: StationId,
+    instance_id: InstanceId,
+    #[serde(default)]
+    attempt: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    assignment: Option<Box<Assignment>>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    result: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    result_ref: Option<BlobRef>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    progress_pct: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    progress_msg: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    escalation_reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    escalation_context: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    needs: Option<Needs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ask: Option<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    parked: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    answer: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+}
+
+/// Keeps the difference between an absent value and `null`.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+impl Wire {
+    fn of(event: Event) -> Self {
+        let mut wire = Self {
+            work_id: event.work_id,
+            orchestrator_run_id: event.run_id,
+            kind: event.kind.wire_type().to_owned(),
+            timestamp: event.at,
+            station_id: event.station,
+            instance_id: event.instance,
+            attempt: event.attempt,
+            assignment: None,
+            result: None,
+            result_ref: None,
+            error: None,
+            progress_pct: None,
+            progress_msg: None,
+            escalation_reason: None,
+            escalation_context: None,
+            needs: None,
+            ask: None,
+            parked: false,
+            answer: None,
+            reason: None,
+            next_at: None,
+            duration_ms: None,
+        };
+        match event.kind {
+            Kind::Assigned(assignment) => wire.assignment = Some(assignment),
+            Kind::Accepted | Kind::Other(_) => {}
+            Kind::Progress { pct, message } => (wire.progress_pct, wire.progress_msg) = (pct, message),
+            Kind::Complete { result, duration_ms } => {
+                wire.duration_ms = Some(duration_ms);
+                match result {
+                    Output::Inline(value) => wire.result = Some(value),
+                    Output::Blob(blob) => wire.result_ref = Some(blob),
+                }
+            }
+            Kind::Failed { failure, duration_ms } => (wire.error, wire.duration_ms) = (Some(failure), Some(duration_ms)),
+            Kind::Escalate(ask) => {
+                wire.escalation_reason = Some(ask.reason);
+                wire.escalation_context = Some(ask.context);
+                wire.needs = Some(ask.needs);
+                wire.ask = Some(ask.ask);
+                wire.parked = ask.parked;
+            }
+            Kind::Answered { ask, answer } => (wire.ask, wire.answer) = (Some(ask), Some(answer)),
+            Kind::Retrying { failure, next_at } => (wire.error, wire.next_at) = (Some(failure), Some(next_at)),
+            Kind::Cancelled { reason } => wire.reason = reason,
+        }
+        wire
+    }
+
+    fn into_event(self) -> Result<Event, Error> {
+        let missing = |field| Error::Missing { kind: self.kind.clone(), work_id: self.work_id, field };
+        let kind = match self.kind.as_str() {
+            "WORK_ASSIGNED" => Kind::Assigned(self.assignment.ok_or_else(|| missing("assignment"))?),
+            "WORK_ACCEPTED" => Kind::Accepted,
+            "WORK_PROGRESS" => Kind::Progress { pct: self.progress_pct, message: self.progress_msg },
+            "WORK_COMPLETE" => Kind::Complete {
+                result: match self.result_ref {
+                    Some(blob) => Output::Blob(blob),
+                    None => Output::Inline(self.result.unwrap_or(Value::Null)),
+                },
+                duration_ms: self.duration_ms.unwrap_or(0),
+            },
+            "WORK_FAILED" => {
+                Kind::Failed { failure: self.error.ok_or_else(|| missing("error"))?, duration_ms: self.duration_ms.unwrap_or(0) }
+            }
+            "WORK_ESCALATE" => Kind::Escalate(Ask {
+                ask: self.ask.unwrap_or(1),
+                reason: self.escalation_reason.ok_or_else(|| missing("escalation_reason"))?,
+                context: self.escalation_context.unwrap_or(Value::Null),
+                needs: self.needs.unwrap_or_default(),
+                parked: self.parked,
+            }),
+            "WORK_ANSWERED" => Kind::Answered { ask: self.ask.unwrap_or(1), answer: self.answer.ok_or_else(|| missing("answer"))? },
+            "WORK_RETRYING" => {
+                Kind::Retrying { failure: self.error.ok_or_else(|| missing("error"))?, next_at: self.next_at.unwrap_or(self.timestamp) }
+            }
+            "WORK_CANCELLED" => Kind::Cancelled { reason: self.reason },
+            _ => Kind::Other(self.kind),
+        };
+        Ok(Event {
+            work_id: self.work_id,
+            run_id: self.orchestrator_run_id,
+            at: self.timestamp,
+            station: self.station_id,
+            instance: self.instance_id,
+            attempt: self.attempt,
+            kind,
+        })
+    }
+}
+
+impl Event {
+    /// The event as JSON bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // A `Wire` has string keys only, so writing it into memory does not fail.
+        serde_json::to_vec(&Wire::of(self.clone())).unwrap_or_default()
+    }
+
+    /// Reads an event; unknown fields are ignored, unknown types kept as `Other`.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        serde_json::from_slice::<Wire>(bytes)?.into_event()
+    }
+}

@@ -1,0 +1,12 @@
+//! The pure centre: ids, agents, events, the fold of a work, lineage.
+//!
+//! Nothing here knows tokio, I/O or the clock; functions take `now`.
+
+pub mod agent;
+pub mod event;
+pub mod id;
+pub mod output;
+pub mod run;
+pub mod size;
+pub mod time;
+pub mod work;

@@ -1,0 +1,474 @@
+//! A work: what was ordered, and the fold of all that happened to it since.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::event::{Ask, Event, Failure, FailureKind, Kind};
+use super::id::{AgentName, InstanceId, RunId, StationId, WorkId};
+use super::output::{BlobRef, Output};
+use super::run::Run;
+use super::time::{Span, Timestamp};
+
+/// The order: everything that a leaf needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The work.
+    pub work_id: WorkId,
+    /// The work's own run.
+    pub orchestrator_run_id: RunId,
+    /// The work whose agent ordered this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_work_id: Option<WorkId>,
+    /// The station that ordered it.
+    pub originating_station: StationId,
+    /// The station whose hook holds it.
+    pub target_station: StationId,
+    /// The agent.
+    pub agent_name: AgentName,
+    /// What the agent is asked to do; only its beginning when `input_ref` is set.
+    pub task: String,
+    /// Structured input; empty when `input_ref` is set.
+    #[serde(default)]
+    pub context: Map<String, Value>,
+    /// A blob with the whole `{"task": ..., "context": ...}` when that is too large for a message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_ref: Option<BlobRef>,
+    /// When it was ordered.
+    pub assigned_at: Timestamp,
+    /// How long it may take in all, from the assignment.
+    pub timeout: Span,
+    /// Higher is more urgent.
+    #[serde(default)]
+    pub priority: i32,
+    /// W3C trace id, 32 hex digits.
+    pub trace_id: String,
+    /// W3C span id of the assignment, 16 hex digits.
+    pub span_id: String,
+}
+
+impl Assignment {
+    /// The moment at which it is too late.
+    pub fn deadline(&self) -> Timestamp {
+        self.assigned_at.after(self.timeout.get())
+    }
+}
+
+/// Where a work stands. Settled states are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// It waits: for its first attempt, or for the one after `mark.attempt`.
+    Pending(Mark),
+    /// Attempt `mark.attempt` runs.
+    Accepted(Mark),
+    /// Attempt `mark.attempt` asked question `ask` and waits.
+    Escalated {
+        /// How far it has come.
+        mark: Mark,
+        /// The open question's number.
+        ask: u32,
+        /// The agent has ended; the answer starts another attempt.
+        parked: bool,
+    },
+    /// Settled: delivered.
+    Complete,
+    /// Settled: failed.
+    Failed,
+    /// Settled: cancelled.
+    Cancelled,
+}
+
+/// What an unsettled work remembers so that late and repeated events change nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The highest attempt seen.
+    pub attempt: u32,
+    /// The highest question answered.
+    pub answered: u32,
+    /// Somebody asked to cancel.
+    pub cancelling: bool,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self::Pending(Mark::default())
+    }
+}
+
+impl Status {
+    /// The status after one more event: total, and the only place that decides it.
+    #[must_use]
+    pub fn after(self, event: &Event) -> Self {
+        let Some(mark) = self.mark() else { return self };
+        let attempt = event.attempt;
+        let newer = attempt > mark.attempt;
+        let current = attempt == mark.attempt;
+        let running = Mark { attempt: attempt.max(mark.attempt), ..mark };
+        match &event.kind {
+            Kind::Assigned(_) | Kind::Other(_) => self,
+            Kind::Complete { .. } => Self::Complete,
+            Kind::Failed { .. } if newer || current => Self::Failed,
+            Kind::Cancelled { .. } if attempt > 0 && (newer || current) => Self::Cancelled,
+            Kind::Cancelled { .. } if attempt == 0 => self.asked_to_stop(mark),
+            Kind::Retrying { .. } if newer || current => Self::Pending(running).unless_cancelling(),
+            Kind::Accepted | Kind::Progress { .. } if newer => Self::Accepted(running),
+            Kind::Escalate(ask) if newer => Self::Accepted(running).asking(ask),
+            Kind::Escalate(ask) if current => self.asking(ask),
+            Kind::Answered { ask, .. } => self.answered(*ask),
+            _ => self,
+        }
+    }
+
+    /// What an unsettled work remembers.
+    pub const fn mark(self) -> Option<Mark> {
+        match self {
+            Self::Pending(mark) | Self::Accepted(mark) | Self::Escalated { mark, .. } => Some(mark),
+            Self::Complete | Self::Failed | Self::Cancelled => None,
+        }
+    }
+
+    /// Whether nothing can change it any more.
+    pub const fn is_settled(self) -> bool {
+        self.mark().is_none()
+    }
+
+    /// The word that tools and the command line use.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pending(_) => "PENDING",
+            Self::Accepted(_) => "ACCEPTED",
+            Self::Escalated { .. } => "ESCALATED",
+            Self::Complete => "COMPLETE",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    /// Work that no attempt holds is cancelled at once; held work only when its leaf confirms.
+    fn asked_to_stop(self, mark: Mark) -> Self {
+        let mark = Mark { cancelling: true, ..mark };
+        match self {
+            Self::Accepted(_) => Self::Accepted(mark),
+            Self::Escalated { ask, parked: false, .. } => Self::Escalated { mark, ask, parked: false },
+            _ => Self::Cancelled,
+        }
+    }
+
+    fn unless_cancelling(self) -> Self {
+        match self.mark() {
+            Some(mark) if mark.cancelling => Self::Cancelled,
+            _ => self,
+        }
+    }
+
+    fn asking(self, asked: &Ask) -> Self {
+        match self {
+            Self::Accepted(mark) if asked.ask > mark.answered => {
+                Self::Escalated { mark, ask: asked.ask, parked: asked.parked }.unless_parked_while_cancelling()
+            }
+            // The answer came first: the attempt is over, and the next one has it.
+            Self::Accepted(mark) if asked.parked => Self::Pending(mark).unless_cancelling(),
+            Self::Escalated { mark, ask, parked } if asked.ask >= ask => {
+                Self::Escalated { mark, ask: asked.ask, parked: parked || asked.parked }.unless_parked_while_cancelling()
+            }
+            other => other,
+        }
+    }
+
+    fn unless_parked_while_cancelling(self) -> Self {
+        match self {
+            Self::Escalated { parked: true, .. } => self.unless_cancelling(),
+            _ => self,
+        }
+    }
+
+    fn answered(self, answered: u32) -> Self {
+        let raise = |mark: Mark| Mark { answered: answered.max(mark.answered), ..mark };
+        match self {
+            Self::Pending(mark) => Self::Pending(raise(mark)),
+            Self::Accepted(mark) => Self::Accepted(raise(mark)),
+            Self::Escalated { mark, ask, parked } if answered >= ask => {
+                if parked {
+                    Self::Pending(raise(mark))
+                } else {
+                    Self::Accepted(raise(mark))
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+fn json_len(value: &impl Serialize) -> usize {
+    serde_json::to_string(value).map_or(0, |text| text.len())
+}
+
+/// How a work ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Delivered.
+    Complete(Output),
+    /// Failed.
+    Failed(Failure),
+    /// Cancelled, with the caller's reason.
+    Cancelled(Option<String>),
+}
+
+/// One try at a work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Who ran it.
+    pub station: StationId,
+    /// Which process ran it.
+    pub instance: InstanceId,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// Why it ended, when it did without settling the work.
+    pub ended: Option<Failure>,
+}
+
+/// A question and its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exchange {
+    /// The question.
+    pub ask: Ask,
+    /// When it was asked.
+    pub asked_at: Timestamp,
+    /// The answer, once there is one.
+    pub answer: Option<Value>,
+    /// When it was answered.
+    pub answered_at: Option<Timestamp>,
+}
+
+/// The fold of a work's events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    /// The work.
+    pub work_id: WorkId,
+    /// Its own run.
+    pub run_id: RunId,
+    /// Where it stands.
+    pub status: Status,
+    /// The type of the last event that counted.
+    pub event: String,
+    /// The order, once its event was seen.
+    pub assignment: Option<Box<Assignment>>,
+    /// The last reported percentage.
+    pub progress_pct: Option<f64>,
+    /// The last reported message.
+    pub progress_msg: Option<String>,
+    /// Questions and answers, oldest first.
+    pub exchanges: Vec<Exchange>,
+    /// Tries, oldest first.
+    pub attempts: Vec<Attempt>,
+    /// No attempt before this moment.
+    pub retry_at: Option<Timestamp>,
+    /// Why somebody asked to cancel.
+    pub cancel_reason: Option<String>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// How long the attempt that settled it took.
+    pub duration_ms: Option<u64>,
+    /// When the last event that counted happened.
+    pub updated_at: Timestamp,
+    /// When it settled.
+    pub settled_at: Option<Timestamp>,
+    /// How many late events were kept as evidence only.
+    pub late_events: u32,
+    /// How many events were folded.
+    pub events: u64,
+}
+
+impl Work {
+    /// Folds events, in the log's order; `None` without any.
+    pub fn fold<'a>(events: impl IntoIterator<Item = &'a Event>) -> Option<Self> {
+        let mut events = events.into_iter();
+        let first = events.next()?;
+        let mut work = Self::begin(first);
+        work.apply(first);
+        events.for_each(|event| work.apply(event));
+        Some(work)
+    }
+
+    /// An empty fold, for the work of this event.
+    pub fn begin(event: &Event) -> Self {
+        Self {
+            work_id: event.work_id,
+            run_id: event.run_id.clone(),
+            status: Status::default(),
+            event: String::new(),
+            assignment: None,
+            progress_pct: None,
+            progress_msg: None,
+            exchanges: Vec::new(),
+            attempts: Vec::new(),
+            retry_at: None,
+            cancel_reason: None,
+            outcome: None,
+            duration_ms: None,
+            updated_at: event.at,
+            settled_at: None,
+            late_events: 0,
+            events: 0,
+        }
+    }
+
+    /// What the run store still knows of a work whose events were dropped by age.
+    pub fn from_run(run: &Run) -> Self {
+        Self {
+            work_id: run.work_id,
+            run_id: run.run_id.clone(),
+            status: run.status,
+            event: run.event.clone(),
+            assignment: None,
+            progress_pct: None,
+            progress_msg: None,
+            exchanges: Vec::new(),
+            attempts: Vec::new(),
+            retry_at: None,
+            cancel_reason: None,
+            outcome: run.outcome.clone(),
+            duration_ms: run.duration_ms,
+            updated_at: run.settled_at.unwrap_or(run.assigned_at),
+            settled_at: run.settled_at,
+            late_events: 0,
+            events: 0,
+        }
+    }
+
+    /// Takes in one more event.
+    pub fn apply(&mut self, event: &Event) {
+        let before = self.status;
+        self.events += 1;
+        self.note_attempt(event);
+        if let Kind::Assigned(assignment) = &event.kind {
+            self.assignment.get_or_insert_with(|| assignment.clone());
+        }
+        if before.is_settled() {
+            // A leaf that accepts settled work finds out and stops: nothing to keep.
+            self.late_events += u32::from(!matches!(event.kind, Kind::Assigned(_) | Kind::Other(_) | Kind::Accepted));
+            return;
+        }
+        self.status = before.after(event);
+        if self.status.is_settled() {
+            self.settle(event);
+        } else if !self.take_in(before, event) {
+            self.late_events += 1;
+            return;
+        }
+        if !matches!(event.kind, Kind::Other(_)) {
+            event.kind.wire_type().clone_into(&mut self.event);
+            self.updated_at = self.updated_at.max(event.at);
+        }
+    }
+
+    /// The question that waits for an answer.
+    pub fn open_question(&self) -> Option<&Ask> {
+        let Status::Escalated { ask, .. } = self.status else { return None };
+        self.exchanges.iter().rev().map(|exchange| &exchange.ask).find(|asked| asked.ask == ask)
+    }
+
+    /// How many attempts count against the limit, the one that runs not included.
+    pub fn attempts_burnt(&self, running: u32) -> u32 {
+        let burnt =
+            |attempt: &&Attempt| attempt.number < running && attempt.ended.as_ref().is_none_or(|failure| failure.kind.burns_attempt());
+        u32::try_from(self.attempts.iter().filter(burnt).count()).unwrap_or(u32::MAX)
+    }
+
+    /// About how many bytes of text it holds.
+    pub fn text_len(&self) -> usize {
+        let order = self.assignment.as_ref().map_or(0, |order| order.task.len() + json_len(&order.context));
+        let outcome = match &self.outcome {
+            Some(Outcome::Complete(Output::Inline(Value::String(text)))) => text.len(),
+            Some(Outcome::Complete(Output::Inline(value))) => json_len(value),
+            Some(Outcome::Failed(failure)) => failure.message.len() + failure.evidence.as_ref().map_or(0, String::len),
+            _ => 0,
+        };
+        let asked = |exchange: &Exchange| exchange.ask.reason.len() + json_len(&exchange.ask.context) + json_len(&exchange.answer);
+        order + outcome + self.exchanges.iter().map(asked).sum::<usize>()
+    }
+
+    /// How long it waited for answers in all, up to now; that time does not count against its timeout.
+    pub fn waited(&self, now: Timestamp) -> std::time::Duration {
+        self.exchanges.iter().map(|exchange| exchange.answered_at.unwrap_or(now).since(exchange.asked_at)).sum()
+    }
+
+    fn note_attempt(&mut self, event: &Event) {
+        if event.attempt == 0 || !matches!(event.kind, Kind::Accepted | Kind::Retrying { .. } | Kind::Escalate(_)) {
+            return;
+        }
+        let at = self.attempts.partition_point(|attempt| attempt.number < event.attempt);
+        if self.attempts.get(at).is_none_or(|attempt| attempt.number != event.attempt) {
+            let begun = Attempt {
+                number: event.attempt,
+                station: event.station.clone(),
+                instance: event.instance,
+                started_at: event.at,
+                ended: None,
+            };
+            self.attempts.insert(at, begun);
+        }
+        match &event.kind {
+            Kind::Retrying { failure, .. } => self.attempts[at].ended = Some(failure.clone()),
+            Kind::Escalate(ask) if ask.parked => {
+                let waits = Failure::new(FailureKind::HandedBack, "ended to wait for an answer");
+                self.attempts[at].ended.get_or_insert(waits);
+            }
+            _ => {}
+        }
+    }
+
+    fn settle(&mut self, event: &Event) {
+        self.settled_at = Some(event.at);
+        self.retry_at = None;
+        self.outcome = Some(match &event.kind {
+            Kind::Complete { result, duration_ms } => {
+                self.duration_ms = Some(*duration_ms);
+                Outcome::Complete(result.clone())
+            }
+            Kind::Failed { failure, duration_ms } => {
+                self.duration_ms = Some(*duration_ms);
+                Outcome::Failed(failure.clone())
+            }
+            Kind::Cancelled { reason } => Outcome::Cancelled(reason.clone().or(self.cancel_reason.take())),
+            _ => Outcome::Cancelled(self.cancel_reason.take()),
+        });
+    }
+
+    /// Keeps the details of an event that left the work unsettled; false when it came too late to count.
+    fn take_in(&mut self, before: Status, event: &Event) -> bool {
+        let mark = before.mark().unwrap_or_default();
+        if event.attempt != 0 && event.attempt < mark.attempt {
+            return false;
+        }
+        match &event.kind {
+            Kind::Assigned(_) | Kind::Other(_) => {}
+            Kind::Accepted if event.attempt > mark.attempt => {
+                (self.progress_pct, self.progress_msg, self.retry_at) = (None, None, None);
+            }
+            Kind::Progress { pct, message } if matches!(self.status, Status::Accepted(_) | Status::Escalated { parked: false, .. }) => {
+                self.progress_pct = pct.or(self.progress_pct);
+                self.progress_msg = message.clone().or(self.progress_msg.take());
+            }
+            Kind::Retrying { next_at, .. } => self.retry_at = Some(*next_at),
+            Kind::Cancelled { reason } => self.cancel_reason = reason.clone(),
+            Kind::Escalate(asked) => match self.exchanges.iter_mut().find(|known| known.ask.ask == asked.ask) {
+                Some(known) => known.ask.parked |= asked.parked,
+                None => self.exchanges.push(Exchange { ask: asked.clone(), asked_at: event.at, answer: None, answered_at: None }),
+            },
+            Kind::Answered { ask, answer } => {
+                let known = self.exchanges.iter_mut().find(|known| known.ask.ask == *ask);
+                match known {
+                    Some(known) if known.answer.is_none() => {
+                        known.answer = Some(answer.clone());
+                        known.answered_at = Some(event.at);
+                    }
+                    _ => return false,
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+}

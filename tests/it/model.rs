@@ -1,0 +1,259 @@
+//! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
+
+use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs};
+use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
+use lattice_mcp::model::output::{BlobRef, Media, Output};
+use lattice_mcp::model::time::Timestamp;
+use lattice_mcp::model::work::{Assignment, Outcome, Status, Work};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+fn work_id() -> WorkId {
+    WorkId::new(Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0001))
+}
+
+fn run_id() -> RunId {
+    RunId::root_of(Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0002)).child(1)
+}
+
+fn event(attempt: u32, at: i64, kind: Kind) -> Event {
+    Event {
+        work_id: work_id(),
+        run_id: run_id(),
+        at: Timestamp::from_millis(at),
+        station: "north".parse().unwrap(),
+        instance: InstanceId::new(Uuid::from_u128(u128::from(attempt))),
+        attempt,
+        kind,
+    }
+}
+
+fn assignment() -> Assignment {
+    Assignment {
+        work_id: work_id(),
+        orchestrator_run_id: run_id(),
+        parent_work_id: None,
+        originating_station: "south".parse().unwrap(),
+        target_station: "north".parse().unwrap(),
+        agent_name: "scanner".parse().unwrap(),
+        task: "scan".into(),
+        context: Map::new(),
+        input_ref: None,
+        assigned_at: Timestamp::from_millis(1),
+        timeout: lattice_mcp::model::time::Span::secs(300),
+        priority: 0,
+        trace_id: "0".repeat(32),
+        span_id: "0".repeat(16),
+    }
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    let kinds = prop_oneof![
+        Just(FailureKind::Agent),
+        Just(FailureKind::Transient),
+        Just(FailureKind::HandedBack),
+        Just(FailureKind::Crashed),
+        Just(FailureKind::TotalTimeout)
+    ];
+    (kinds, "[a-z ]{0,12}", any::<Option<i32>>(), any::<bool>()).prop_map(|(kind, message, exit_code, dead_letter)| Failure {
+        exit_code,
+        dead_letter,
+        ..Failure::new(kind, message)
+    })
+}
+
+fn output() -> impl Strategy<Value = Output> {
+    prop_oneof![
+        any::<i32>().prop_map(|n| Output::Inline(json!(n))),
+        ".{0,8}".prop_map(|text| Output::Inline(Value::String(text))),
+        Just(Output::Inline(Value::Null)),
+        Just(Output::Blob(BlobRef { sha256: "a".repeat(64), size: 9, media: Media::Json })),
+    ]
+}
+
+fn kind() -> impl Strategy<Value = (bool, Kind)> {
+    let ask = (1u32..4, any::<bool>(), ".{0,6}")
+        .prop_map(|(ask, parked, reason)| Kind::Escalate(Ask { ask, reason, context: json!({"n": ask}), needs: Needs::Human, parked }));
+    prop_oneof![
+        1 => Just((true, Kind::Assigned(Box::new(assignment())))),
+        4 => Just((false, Kind::Accepted)),
+        4 => (proptest::option::of(0.0..100.0f64), proptest::option::of(".{0,6}")).prop_map(|(pct, message)| (false, Kind::Progress { pct, message })),
+        1 => (output(), 0u64..99).prop_map(|(result, duration_ms)| (false, Kind::Complete { result, duration_ms })),
+        1 => (failure(), 0u64..99).prop_map(|(failure, duration_ms)| (false, Kind::Failed { failure, duration_ms })),
+        3 => ask.prop_map(|kind| (false, kind)),
+        3 => (1u32..4, any::<i8>()).prop_map(|(ask, n)| (true, Kind::Answered { ask, answer: json!(n) })),
+        3 => (failure(), 0i64..99).prop_map(|(failure, at)| (false, Kind::Retrying { failure, next_at: Timestamp::from_millis(at) })),
+        1 => (any::<bool>(), proptest::option::of(".{0,6}")).prop_map(|(assigner, reason)| (assigner, Kind::Cancelled { reason })),
+        1 => Just((false, Kind::Other("WORK_DREAMT".into()))),
+    ]
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let one = (1u32..4, 0i64..1000, kind()).prop_map(|(attempt, at, (assigner, kind))| event(if assigner { 0 } else { attempt }, at, kind));
+    // Duplicates: each event may come again later, at an arbitrary place.
+    (proptest::collection::vec(one, 0..24), proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..8))
+        .prop_map(|(mut events, again)| {
+            for (which, place) in again {
+                if !events.is_empty() {
+                    let twin = events[which.index(events.len())].clone();
+                    events.insert(place.index(events.len() + 1), twin);
+                }
+            }
+            events
+        })
+}
+
+fn attempt_of(status: Status) -> u32 {
+    status.mark().map_or(u32::MAX, |mark| mark.attempt)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn settled_work_never_changes(events in events()) {
+        let mut work: Option<Work> = None;
+        for event in &events {
+            let before = work.clone();
+            work.get_or_insert_with(|| Work::begin(event)).apply(event);
+            let now = work.as_ref().unwrap();
+            if let Some(before) = before.filter(|before| before.status.is_settled()) {
+                prop_assert_eq!(before.status, now.status);
+                prop_assert_eq!(&before.outcome, &now.outcome);
+                prop_assert_eq!(before.settled_at, now.settled_at);
+                prop_assert_eq!(&before.event, &now.event);
+            }
+            prop_assert_eq!(now.status.is_settled(), now.outcome.is_some());
+            prop_assert_eq!(now.status.is_settled(), now.settled_at.is_some());
+        }
+    }
+
+    #[test]
+    fn the_first_settling_event_wins(events in events()) {
+        let mut status = Status::default();
+        for event in &events {
+            let next = status.after(event);
+            if !status.is_settled() && next.is_settled() {
+                let stands =
+                    matches!((&event.kind, next), (Kind::Complete { .. }, Status::Complete) | (Kind::Failed { .. }, Status::Failed) | (_, Status::Cancelled));
+                prop_assert!(stands, "{:?} made {:?}", event.kind, next);
+            }
+            status = next;
+        }
+        let delivered = events.iter().position(|event| matches!(event.kind, Kind::Complete { .. }));
+        prop_assert!(delivered.is_none() || status.is_settled(), "a result came and the work is {:?}", status);
+    }
+
+    #[test]
+    fn the_fold_does_not_depend_on_batching(events in events(), cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        let whole = Work::fold(&events);
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(events.len() + 1)).collect();
+        cuts.extend([0, events.len()]);
+        cuts.sort_unstable();
+        let mut pieces: Option<Work> = None;
+        for pair in cuts.windows(2) {
+            for event in &events[pair[0]..pair[1]] {
+                // Each event crosses the wire, and the status a store.
+                let event = Event::from_bytes(&event.to_bytes()).unwrap();
+                pieces.get_or_insert_with(|| Work::begin(&event)).apply(&event);
+            }
+            if let Some(work) = &mut pieces {
+                work.status = serde_json::from_str(&serde_json::to_string(&work.status).unwrap()).unwrap();
+            }
+        }
+        prop_assert_eq!(whole, pieces);
+    }
+
+    #[test]
+    fn a_repeated_event_changes_no_status(events in events()) {
+        let mut status = Status::default();
+        for event in &events {
+            status = status.after(event);
+            prop_assert_eq!(status, status.after(event), "{:?} came twice", event.kind);
+        }
+    }
+
+    #[test]
+    fn attempts_never_go_back(events in events()) {
+        let mut status = Status::default();
+        for event in &events {
+            let next = status.after(event);
+            prop_assert!(attempt_of(next) >= attempt_of(status));
+            let older = event.attempt != 0 && event.attempt < attempt_of(status) && !status.is_settled();
+            if older && !matches!(event.kind, Kind::Complete { .. }) {
+                prop_assert_eq!(next, status, "attempt {} is over, and its {:?} counted", event.attempt, event.kind);
+            }
+            status = next;
+        }
+    }
+
+    #[test]
+    fn events_survive_the_wire(events in events()) {
+        for event in &events {
+            prop_assert_eq!(&Event::from_bytes(&event.to_bytes()).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic_the_wire(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in ".{0,64}") {
+        let _ = Event::from_bytes(&bytes);
+        let _ = Event::from_bytes(text.as_bytes());
+    }
+}
+
+#[test]
+fn a_late_result_of_an_older_attempt_is_adopted_unless_something_settled() {
+    let done = |attempt| event(attempt, 9, Kind::Complete { result: Output::Inline(json!(attempt)), duration_ms: 1 });
+    let adopted = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), done(1)]).unwrap();
+    assert_eq!(adopted.outcome, Some(Outcome::Complete(Output::Inline(json!(1)))));
+    let evidence = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), done(2), done(1)]).unwrap();
+    assert_eq!(evidence.outcome, Some(Outcome::Complete(Output::Inline(json!(2)))));
+    assert_eq!(evidence.late_events, 1);
+}
+
+#[test]
+fn an_older_attempts_failure_settles_nothing() {
+    let failed = event(1, 3, Kind::Failed { failure: Failure::new(FailureKind::Agent, "no"), duration_ms: 1 });
+    let work = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), failed]).unwrap();
+    assert_eq!(work.status.label(), "ACCEPTED");
+    assert_eq!(work.late_events, 1);
+}
+
+#[test]
+fn queued_work_is_cancelled_at_once_and_running_work_when_its_leaf_confirms() {
+    let ask = || event(0, 2, Kind::Cancelled { reason: Some("changed my mind".into()) });
+    let queued = Work::fold(&[event(0, 1, Kind::Assigned(Box::new(assignment()))), ask(), event(1, 3, Kind::Accepted)]).unwrap();
+    assert_eq!(queued.status, Status::Cancelled);
+    let mut running = Work::fold(&[event(1, 1, Kind::Accepted), ask()]).unwrap();
+    assert_eq!(running.status.label(), "ACCEPTED");
+    assert!(running.status.mark().unwrap().cancelling);
+    running.apply(&event(1, 4, Kind::Cancelled { reason: None }));
+    assert_eq!(running.outcome, Some(Outcome::Cancelled(Some("changed my mind".into()))));
+}
+
+#[test]
+fn a_question_is_answered_once_and_work_goes_on() {
+    let ask = |parked| {
+        event(1, 2, Kind::Escalate(Ask { ask: 1, reason: "which?".into(), context: json!({}), needs: Needs::Orchestrator, parked }))
+    };
+    let answer = |n| event(0, 3, Kind::Answered { ask: 1, answer: json!(n) });
+    let mut work = Work::fold(&[event(1, 1, Kind::Accepted), ask(false)]).unwrap();
+    assert_eq!(work.status.label(), "ESCALATED");
+    assert_eq!(work.open_question().unwrap().reason, "which?");
+    work.apply(&answer(1));
+    work.apply(&answer(2));
+    assert_eq!(work.status.label(), "ACCEPTED");
+    assert_eq!(work.exchanges[0].answer, Some(json!(1)));
+    let parked = Work::fold(&[event(1, 1, Kind::Accepted), ask(false), ask(true), answer(1)]).unwrap();
+    assert_eq!(parked.status.label(), "PENDING");
+    let crossed = Work::fold(&[event(1, 1, Kind::Accepted), ask(false), answer(1), ask(true)]).unwrap();
+    assert_eq!(crossed.status.label(), "PENDING", "the answer and the agent's end crossed");
+}
+
+#[test]
+fn attempts_that_a_station_gave_back_do_not_count() {
+    let back = event(1, 2, Kind::Retrying { failure: Failure::new(FailureKind::HandedBack, ""), next_at: Timestamp::from_millis(2) });
+    let work = Work::fold(&[event(1, 1, Kind::Accepted), back, event(2, 3, Kind::Accepted), event(3, 4, Kind::Accepted)]).unwrap();
+    assert_eq!(work.attempts_burnt(3), 1, "attempt 2 vanished without a word, attempt 1 was given back");
+}
