@@ -4,9 +4,14 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`agents`] | agents from files, watched |
+//! | [`config`] | every setting, and where its value came from |
 //! | [`model`] | pure: ids, events, the fold of a work, lineage |
 //!
 //! Invariants: a work's status is one pure function of its events ([`model::work::Status::after`]); there is no table of pending
 //! work in memory whose loss could matter; an effect is acknowledged after it is durable, and is idempotent by work id.
 
+pub mod agents;
+pub mod config;
+pub mod init;
 pub mod model;

@@ -1,5 +1,7 @@
 //! Everything that is tested from outside: the model's laws, contracts, and the real binary.
 #![expect(clippy::unwrap_used, reason = "in a test, that is how it fails")]
 
+mod agents;
+mod config;
 mod layers;
 mod model;

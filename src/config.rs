@@ -1,0 +1,451 @@
+//! Every setting, its default, and where its value came from.
+
+mod check;
+mod load;
+pub mod yaml;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::agent::RunnerSpec;
+use crate::model::id::{LatticeId, StationId};
+use crate::model::size::Size;
+use crate::model::time::Span;
+
+pub(crate) use load::nearest;
+pub use load::{Error, Given, Loaded, Origin, Sources, load, variables};
+
+/// The name of our folders below the user's.
+const FOLDER: &str = "lattice-mcp";
+
+/// All settings.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The lattice and this station's part in it.
+    pub lattice: Lattice,
+    /// Where agents come from, and how they are run.
+    pub agents: Agents,
+    /// Limits of a run's process.
+    pub runner: Runner,
+    /// What answers hold of results.
+    pub results: Results,
+    /// The HTTP door.
+    pub http: Http,
+    /// The MCP tools.
+    pub mcp: Mcp,
+    /// What is logged to standard error, as a `tracing` filter.
+    pub log: Log,
+}
+
+impl Config {
+    /// Where everything is kept; none when the user has no home and no folder was given.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        let user = || etcetera::choose_base_strategy().ok().map(|base| etcetera::BaseStrategy::data_dir(&base).join(FOLDER));
+        self.lattice.data_dir.clone().or_else(user)
+    }
+
+    /// This station's name: the one that was given, else the host's.
+    pub fn station(&self) -> StationId {
+        let host = || StationId::from_host(&rustix::system::uname().nodename().to_string_lossy());
+        self.lattice.station.clone().unwrap_or_else(host)
+    }
+
+    /// The folders whose agent files count, the first first.
+    pub fn agent_dirs(&self, cwd: &Path) -> Vec<PathBuf> {
+        if !self.agents.dirs.is_empty() {
+            return self.agents.dirs.iter().map(|dir| cwd.join(dir)).collect();
+        }
+        let user = user_dir().map(|dir| dir.join("agents"));
+        [cwd.join("agents"), cwd.join(".claude/agents")].into_iter().chain(user).collect()
+    }
+}
+
+/// Our folder in the user's configuration folder; none when the user has no home.
+pub fn user_dir() -> Option<PathBuf> {
+    etcetera::choose_base_strategy().ok().map(|base| etcetera::BaseStrategy::config_dir(&base).join(FOLDER))
+}
+
+/// The lattice and this station's part in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lattice {
+    /// The mesh's name.
+    pub id: LatticeId,
+    /// This station's name; the host's when absent.
+    pub station: Option<StationId>,
+    /// Where everything is kept; the user's data folder when absent.
+    pub data_dir: Option<PathBuf>,
+    /// Limits of works.
+    pub work: Work,
+    /// What happens after a failure that is worth another try.
+    pub retry: Retry,
+    /// Signs of life.
+    pub presence: Presence,
+    /// The embedded store.
+    pub storage: Storage,
+}
+
+impl Default for Lattice {
+    fn default() -> Self {
+        Self {
+            id: "default".parse().unwrap_or_else(|_| unreachable!("a valid name")),
+            station: None,
+            data_dir: None,
+            work: Work::default(),
+            retry: Retry::default(),
+            presence: Presence::default(),
+            storage: Storage::default(),
+        }
+    }
+}
+
+/// Limits of works.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Work {
+    /// How long a work may take in all, from its assignment, unless the call or the agent says otherwise.
+    pub default_timeout: Span,
+    /// The longest timeout that a call may ask for.
+    pub timeout_max: Span,
+    /// How long an agent may say nothing; absent: as long as its timeout.
+    pub silence: Option<Span>,
+    /// How many works run at once in one process.
+    pub max_parallel: u32,
+    /// How many works may wait on a station's hook.
+    pub queue_size: u32,
+    /// How many bytes a task and its context may have together.
+    pub input_max: Size,
+    /// Progress of a work is merged to at most this many events a second.
+    pub progress_per_second: u32,
+    /// While an agent says nothing, clients that wait hear from us this often.
+    pub progress_interval: Span,
+    /// An attempt whose process gives no sign of life for this long is taken over.
+    pub lease: Span,
+    /// How long running work may go on when the station stops.
+    pub grace: Span,
+    /// How long a program has between TERM and KILL.
+    pub kill_after: Span,
+    /// How long an escalated work waits for its answer.
+    pub answer_timeout: Span,
+    /// The priority's bounds: from minus this to plus this.
+    pub priority_max: i32,
+    /// How deep works may assign further works.
+    pub depth_max: u32,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self {
+            default_timeout: Span::secs(300),
+            timeout_max: Span::secs(7 * 86_400),
+            silence: None,
+            max_parallel: 10,
+            queue_size: 100,
+            input_max: Size::mib(8),
+            progress_per_second: 20,
+            progress_interval: Span::secs(5),
+            lease: Span::secs(10),
+            grace: Span::secs(10),
+            kill_after: Span::secs(5),
+            answer_timeout: Span::secs(24 * 3600),
+            priority_max: 1000,
+            depth_max: 16,
+        }
+    }
+}
+
+/// How the wait between attempts grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backoff {
+    /// Doubles each time.
+    Exponential,
+    /// Grows by the initial delay each time.
+    Linear,
+    /// Stays the same.
+    Fixed,
+}
+
+/// What happens after a failure that is worth another try.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retry {
+    /// Whether failed attempts are tried again at all.
+    pub enabled: bool,
+    /// How many attempts a work has.
+    pub max_attempts: u32,
+    /// How the wait grows.
+    pub backoff: Backoff,
+    /// The wait after the first failed attempt.
+    pub initial_delay: Span,
+    /// The longest wait.
+    pub max_delay: Span,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { enabled: true, max_attempts: 3, backoff: Backoff::Exponential, initial_delay: Span::secs(1), max_delay: Span::secs(300) }
+    }
+}
+
+/// Signs of life.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Presence {
+    /// How often a station gives one.
+    pub heartbeat: Span,
+    /// How long it may be silent before it counts as offline.
+    pub ttl: Span,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self { heartbeat: Span::secs(10), ttl: Span::secs(30) }
+    }
+}
+
+/// What a commit survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The death of every process.
+    Process,
+    /// A power cut: each commit reaches the disk before it counts.
+    Power,
+}
+
+/// The embedded store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// What a commit survives.
+    pub durability: Durability,
+    /// How long events are kept.
+    pub max_age: Span,
+    /// How long large inputs and results are kept: longer than any work may take and wait for an answer.
+    pub blob_max_age: Span,
+    /// How long settled runs are kept in the run store.
+    pub runs_max_age: Span,
+    /// How large the log may become before its oldest settled works are dropped.
+    pub max_bytes: Size,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Process,
+            max_age: Span::secs(7 * 86_400),
+            blob_max_age: Span::secs(30 * 86_400),
+            runs_max_age: Span::secs(90 * 86_400),
+            max_bytes: Size::mib(1024),
+        }
+    }
+}
+
+/// Where agents come from, and how they are run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Agents {
+    /// Folders of agent files; empty: `./agents`, `./.claude/agents` and the user's `agents` folder.
+    pub dirs: Vec<PathBuf>,
+    /// The largest agent file.
+    pub file_max: Size,
+    /// How many agents one process takes in.
+    pub count_max: u32,
+    /// Runs agents whose file names no runner.
+    pub default_runner: Option<RunnerSpec>,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self { dirs: Vec::new(), file_max: Size::kib(256), count_max: 1000, default_runner: None }
+    }
+}
+
+/// Limits of a run's process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runner {
+    /// Further variables of our own environment that programs may see, by name.
+    pub env_pass: Vec<String>,
+    /// How many bytes a program may print as its result.
+    pub output_max: Size,
+    /// How long one `::lattice` line may be.
+    pub line_max: Size,
+    /// How much of standard error is kept.
+    pub log_max: Size,
+    /// How large a result with an output schema may be: it is checked in memory.
+    pub checked_max: Size,
+}
+
+impl Default for Runner {
+    fn default() -> Self {
+        Self {
+            env_pass: Vec::new(),
+            output_max: Size::mib(256),
+            line_max: Size::mib(1),
+            log_max: Size::mib(10),
+            checked_max: Size::mib(16),
+        }
+    }
+}
+
+/// What answers hold of results.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Results {
+    /// A larger result is kept as a blob, and answers hold its digest, size and link.
+    pub inline_max: Size,
+    /// How much one selection or resource read gives at most.
+    pub selection_max: Size,
+    /// How long a search in a result may take.
+    pub search_timeout: Span,
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        Self { inline_max: Size::kib(16), selection_max: Size::kib(64), search_timeout: Span::secs(2) }
+    }
+}
+
+/// The HTTP door.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Address and port; a bare port binds loopback.
+    pub listen: Option<String>,
+    /// The bearer token that every request must carry.
+    pub token: Option<Secret>,
+    /// A file whose first line is that token.
+    pub token_file: Option<PathBuf>,
+    /// Origins of browser pages that may call, besides none.
+    pub allowed_origins: Vec<String>,
+    /// Further names under which this server is called (the Host header).
+    pub allowed_hosts: Vec<String>,
+    /// The largest request body.
+    pub body_max: Size,
+    /// How long a session of an older client may be idle.
+    pub session_idle: Span,
+    /// How many sessions of older clients may exist.
+    pub sessions_max: u32,
+    /// How many connections are open at once; further ones wait.
+    pub connections_max: u32,
+    /// How long a connection may take to send its next request's head, idling included.
+    pub head_timeout: Span,
+    /// How long a request's body may stand still.
+    pub body_stall: Span,
+    /// How long a request's body may take in all.
+    pub body_timeout: Span,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            token: None,
+            token_file: None,
+            allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
+            body_max: Size::mib(16),
+            session_idle: Span::secs(24 * 3600),
+            sessions_max: 10_000,
+            connections_max: 16_384,
+            head_timeout: Span::secs(60),
+            body_stall: Span::secs(30),
+            body_timeout: Span::secs(300),
+        }
+    }
+}
+
+impl Http {
+    /// Where to listen; a bare port binds loopback.
+    ///
+    /// # Errors
+    /// The text is not an address, and the error says what one looks like.
+    pub fn address(&self) -> Result<Option<SocketAddr>, String> {
+        self.listen.as_deref().map(check::address).transpose()
+    }
+}
+
+/// The MCP tools.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mcp {
+    /// How long `await_work` waits unless it is asked for longer.
+    pub await_default: Span,
+    /// The longest wait it may be asked for.
+    pub await_max: Span,
+    /// How many works one call may name.
+    pub works_max: u32,
+    /// How many characters the list of agents in a description may have.
+    pub agents_described_max: Size,
+    /// The longest message line on standard input.
+    pub line_max: Size,
+    /// How many requests of one connection are served at once.
+    pub calls_max: u32,
+    /// How many requests of all clients together are served at once.
+    pub calls_in_all_max: u32,
+    /// How many resources one connection may be subscribed to.
+    pub subscriptions_max: u32,
+}
+
+impl Default for Mcp {
+    fn default() -> Self {
+        Self {
+            await_default: Span::secs(45),
+            await_max: Span::secs(3600),
+            works_max: 1000,
+            agents_described_max: Size::kib(4),
+            line_max: Size::mib(16),
+            calls_max: 1024,
+            calls_in_all_max: 16_384,
+            subscriptions_max: 256,
+        }
+    }
+}
+
+/// What is logged to standard error.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A `tracing` filter.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "warn,rmcp=error".into() }
+    }
+}
+
+/// A text that is never shown, nor written.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that compares it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(hidden)")
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}

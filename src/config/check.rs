@@ -1,0 +1,187 @@
+//! What values must hold beyond their type; asked once, when the configuration is loaded.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::Config;
+use crate::model::agent::RunnerSpec;
+use crate::model::size::Size;
+use crate::model::time::Span;
+
+/// A key whose value cannot be taken, and what is expected of it.
+pub(super) type Complaint = (&'static str, String);
+
+/// The first complaint about these settings, if there is one.
+pub(super) fn first(config: &Config) -> Option<Complaint> {
+    complaints(config).into_iter().find(|(bad, _, _)| *bad).map(|(_, key, expected)| (key, expected))
+}
+
+fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
+    let Config { lattice, agents, runner, results, http, mcp, log } = config;
+    let (work, retry, presence, storage) = (&lattice.work, &lattice.retry, &lattice.presence, &lattice.storage);
+    let zero = Span::millis(0);
+    let positive = |span: Span, key: &'static str| (span == zero, key, "a duration above 0s".to_owned());
+    let counted = |n: u32, key: &'static str| (n == 0, key, "a number of at least 1".to_owned());
+    let at_least = |size: Size, min: Size, key: &'static str| (size < min, key, format!("a size of at least {min}"));
+    let mut all = vec![
+        positive(work.default_timeout, "lattice.work.default_timeout"),
+        (
+            work.default_timeout > work.timeout_max,
+            "lattice.work.default_timeout",
+            format!("a duration of at most lattice.work.timeout_max, {}", work.timeout_max),
+        ),
+        (work.silence == Some(zero), "lattice.work.silence", "a duration above 0s".to_owned()),
+        counted(work.max_parallel, "lattice.work.max_parallel"),
+        counted(work.queue_size, "lattice.work.queue_size"),
+        at_least(work.input_max, Size::kib(1), "lattice.work.input_max"),
+        counted(work.progress_per_second, "lattice.work.progress_per_second"),
+        (work.progress_interval < Span::millis(100), "lattice.work.progress_interval", "a duration of at least 100ms".to_owned()),
+        (work.lease < Span::secs(2), "lattice.work.lease", "a duration of at least 2s".to_owned()),
+        positive(work.answer_timeout, "lattice.work.answer_timeout"),
+        (work.priority_max < 0, "lattice.work.priority_max", "a number of at least 0".to_owned()),
+        (!(1..=64).contains(&work.depth_max), "lattice.work.depth_max", "a number from 1 to 64".to_owned()),
+        counted(retry.max_attempts, "lattice.retry.max_attempts"),
+        (
+            retry.initial_delay > retry.max_delay,
+            "lattice.retry.initial_delay",
+            format!("a duration of at most lattice.retry.max_delay, {}", retry.max_delay),
+        ),
+        positive(presence.heartbeat, "lattice.presence.heartbeat"),
+        (
+            presence.heartbeat >= presence.ttl,
+            "lattice.presence.heartbeat",
+            format!("a duration shorter than lattice.presence.ttl, {}", presence.ttl),
+        ),
+        positive(storage.max_age, "lattice.storage.max_age"),
+        (
+            storage.blob_max_age.get() <= work.timeout_max.get() + work.answer_timeout.get(),
+            "lattice.storage.blob_max_age",
+            format!(
+                "a duration longer than lattice.work.timeout_max and answer_timeout together, {} and {}",
+                work.timeout_max, work.answer_timeout
+            ),
+        ),
+        at_least(storage.max_bytes, Size::mib(1), "lattice.storage.max_bytes"),
+        (!(Size::bytes(1)..=Size::mib(16)).contains(&agents.file_max), "agents.file_max", format!("a size from 1 to {}", Size::mib(16))),
+        counted(agents.count_max, "agents.count_max"),
+        at_least(runner.output_max, Size::bytes(1), "runner.output_max"),
+        at_least(runner.line_max, Size::kib(1), "runner.line_max"),
+        at_least(runner.checked_max, Size::bytes(1), "runner.checked_max"),
+        (results.inline_max > Size::kib(64), "results.inline_max", format!("a size of at most {}", Size::kib(64))),
+        at_least(results.selection_max, Size::bytes(1), "results.selection_max"),
+        positive(results.search_timeout, "results.search_timeout"),
+        at_least(http.body_max, Size::kib(1), "http.body_max"),
+        positive(http.session_idle, "http.session_idle"),
+        counted(http.sessions_max, "http.sessions_max"),
+        (mcp.await_default > mcp.await_max, "mcp.await_default", format!("a duration of at most mcp.await_max, {}", mcp.await_max)),
+        positive(mcp.await_max, "mcp.await_max"),
+        counted(mcp.works_max, "mcp.works_max"),
+        at_least(mcp.line_max, Size::kib(1), "mcp.line_max"),
+    ];
+    all.extend(texts(config));
+    let filter = tracing_subscriber::EnvFilter::try_new(&log.filter);
+    if let Err(error) = filter {
+        all.push((true, "log.filter", format!("a filter like warn or lattice_mcp=debug ({error})")));
+    }
+    all
+}
+
+fn texts(config: &Config) -> Vec<(bool, &'static str, String)> {
+    let http = &config.http;
+    let token = http.token.as_ref().map(super::Secret::expose);
+    let command_empty = matches!(&config.agents.default_runner, Some(RunnerSpec::Command(command)) if command.command.first().is_none_or(|program| program.trim().is_empty()));
+    let variable = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+    vec![
+        (
+            http.listen.as_deref().is_some_and(|listen| address(listen).is_err()),
+            "http.listen",
+            "an address like 127.0.0.1:8765, [::1]:8765, :8765 or 8765 (a bare port binds loopback)".to_owned(),
+        ),
+        (
+            token.is_some_and(|token| token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic())),
+            "http.token",
+            "a text of visible ASCII characters without spaces, as it must fit into a header".to_owned(),
+        ),
+        (
+            !http.allowed_origins.iter().all(|origin| is_origin(origin)),
+            "http.allowed_origins",
+            "origins like https://app.example or http://localhost:3000, without a path".to_owned(),
+        ),
+        (
+            !http.allowed_hosts.iter().all(|host| is_host(host)),
+            "http.allowed_hosts",
+            "host names like lattice.example or lattice.example:8765, without a scheme or path".to_owned(),
+        ),
+        (!config.runner.env_pass.iter().all(variable), "runner.env_pass", "names of variables, without values".to_owned()),
+        (command_empty, "agents.default_runner", "a runner whose command names a program".to_owned()),
+    ]
+}
+
+/// Where a text says to listen.
+///
+/// # Errors
+/// What an address looks like.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    let port = text.strip_prefix(':').unwrap_or(text);
+    if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
+        let port = port.parse::<u16>().map_err(|_| format!("{port:?} is not a port: it goes up to 65535"))?;
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    }
+    let named = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    named.as_deref().unwrap_or(text).parse().map_err(|_| format!("{text:?} is not an address: write it like 127.0.0.1:8765 or :8765"))
+}
+
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let scheme_ok = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    scheme_ok && is_host(rest)
+}
+
+fn is_host(text: &str) -> bool {
+    let authority: Result<http::uri::Authority, _> = text.parse();
+    let port_ok = |authority: &http::uri::Authority| {
+        let after = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        after.is_empty() || authority.port_u16().is_some()
+    };
+    authority.is_ok_and(|authority| !authority.as_str().contains(['@', '*']) && !authority.host().is_empty() && port_ok(&authority))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_port_binds_loopback() {
+        for (text, address_there) in [
+            (":8765", "127.0.0.1:8765"),
+            ("8765", "127.0.0.1:8765"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("[::1]:8765", "[::1]:8765"),
+            ("0.0.0.0:80", "0.0.0.0:80"),
+            ("localhost:80", "127.0.0.1:80"),
+        ] {
+            assert_eq!(address(text).map(|address| address.to_string()), Ok(address_there.to_owned()));
+        }
+        for bad in ["", ":", "x", "70000", "127.0.0.1", "::1:x", "http://127.0.0.1:80", "a.example:80"] {
+            assert!(address(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn origins_are_scheme_host_and_port() {
+        for good in ["https://app.example", "http://localhost:3000", "http://[::1]:80", "vscode-webview://abc"] {
+            assert!(is_origin(good), "{good:?} was refused");
+        }
+        for bad in
+            ["", "*", "app.example", "https://", "https://a/", "https://a/b", "https://a:x", "https://a:", "https://u@a", "https://*.a"]
+        {
+            assert!(!is_origin(bad), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn the_defaults_hold() {
+        assert_eq!(first(&Config::default()), None);
+    }
+}
