@@ -4,7 +4,9 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`transport`] | log, queue, table, blobs; the embedded store |
 //! | [`agents`] | agents from files, watched |
+//! | [`telemetry`] | the clock, new ids, trace context, logs |
 //! | [`config`] | every setting, and where its value came from |
 //! | [`model`] | pure: ids, events, the fold of a work, lineage |
 //!
@@ -15,3 +17,5 @@ pub mod agents;
 pub mod config;
 pub mod init;
 pub mod model;
+pub mod telemetry;
+pub mod transport;

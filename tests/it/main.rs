@@ -5,3 +5,5 @@ mod agents;
 mod config;
 mod layers;
 mod model;
+mod transport;
+mod transport_local;

@@ -1,0 +1,394 @@
+//! The primitives that everything stands on: a log, queues, tables and blobs.
+//!
+//! This module knows records, items and rows; it does not know what a work is, nor who may do what.
+//! `local` keeps them in one SQLite file; further transports pass the same contract suite.
+
+pub mod local;
+pub mod subject;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::io::AsyncRead;
+
+use crate::model::id::{InstanceId, StationId, WorkId};
+use crate::model::output::{BlobRef, Media};
+use crate::model::time::Timestamp;
+pub use subject::{Filter, Subject};
+
+/// The four primitives of one lattice; cheap to clone.
+#[derive(Clone)]
+pub struct Transport {
+    /// Append and follow.
+    pub log: Arc<dyn Log>,
+    /// Push, take, settle.
+    pub queue: Arc<dyn Queue>,
+    /// Get, put at an expected revision, watch.
+    pub table: Arc<dyn Table>,
+    /// Large values by digest.
+    pub blobs: Arc<dyn Blobs>,
+}
+
+/// Why a primitive did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The hook holds as much waiting work as it may.
+    #[error("the hook of station {station} is full: {limit} works wait there")]
+    Full {
+        /// Whose hook.
+        station: StationId,
+        /// How many may wait.
+        limit: u32,
+    },
+    /// The row is not at the expected revision.
+    #[error("{bucket}/{key} was changed by somebody else")]
+    Conflict {
+        /// The bucket.
+        bucket: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// No blob has this digest.
+    #[error("no blob has the digest {0}")]
+    NoBlob(String),
+    /// The store is corrupt, read-only, full, of a newer version, or otherwise refuses; the text says where and what to do.
+    #[error("{0}")]
+    Store(Arc<str>),
+    /// The transport has been closed.
+    #[error("the transport is closed")]
+    Closed,
+}
+
+/// The result of a primitive.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A place in the log; a higher one is later. Zero is before the first record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u64);
+
+/// What is appended to the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it belongs.
+    pub subject: Subject,
+    /// Its bytes.
+    pub body: Bytes,
+}
+
+/// What stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place.
+    pub position: Position,
+    /// Where it belongs.
+    pub subject: Subject,
+    /// Its bytes.
+    pub body: Bytes,
+}
+
+/// An append-only sequence of records.
+#[async_trait]
+pub trait Log: Send + Sync {
+    /// Appends in order, all or nothing; durable when it returns. Gives the last record's position.
+    async fn append(&self, records: Vec<Record>) -> Result<Position>;
+
+    /// Up to `limit` entries after a position, in order.
+    async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>>;
+
+    /// Everything after a position, first what is there, then what comes; nothing is skipped or repeated.
+    async fn follow(&self, filter: Filter, after: Position) -> Result<Box<dyn Follow>>;
+
+    /// Everything that is there, and a reader of what comes after it; nothing is skipped or repeated. For filters with few entries.
+    async fn replay(&self, filter: Filter) -> Result<(Vec<Entry>, Box<dyn Follow>)>;
+
+    /// The last entry's position, as of all processes now.
+    async fn head(&self) -> Result<Position>;
+}
+
+/// A reader that goes along with the log.
+#[async_trait]
+pub trait Follow: Send {
+    /// The next entries, at least one; waits until there are some. Dropping the future loses nothing.
+    async fn next(&mut self) -> Result<Vec<Entry>>;
+}
+
+/// What waits in a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The work; pushing it again changes nothing.
+    pub id: WorkId,
+    /// Whoever takes names the lanes it serves: the agent, in effect.
+    pub lane: String,
+    /// Higher goes first; among equals the older.
+    pub priority: i32,
+    /// From this moment on only `take_expired` gives it.
+    pub deadline: Timestamp,
+    /// The order.
+    pub body: Bytes,
+}
+
+/// Whether a push was the first of its item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It waits now.
+    New,
+    /// It waited, or was held, already.
+    Known,
+}
+
+/// The right to settle an item: void once a later attempt has been taken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Delivery {
+    /// The hook.
+    pub station: StationId,
+    /// The item.
+    pub id: WorkId,
+    /// Which taking of the item this is, from 1.
+    pub attempt: u32,
+}
+
+/// An item that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The right to settle it.
+    pub delivery: Delivery,
+    /// Its lane.
+    pub lane: String,
+    /// The order.
+    pub body: Bytes,
+    /// Its deadline.
+    pub deadline: Timestamp,
+}
+
+/// What a taker has room for.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// Who takes.
+    pub holder: InstanceId,
+    /// The lanes it serves, each with the room that is left in it.
+    pub lanes: Vec<(String, u32)>,
+    /// The room that is left in all.
+    pub room: u32,
+    /// How long an item is held unless it is extended.
+    pub lease: Duration,
+    /// What goes on the log for each item that is taken.
+    pub accept: Accept,
+    /// Nothing but these items, if given.
+    pub only: Option<Vec<WorkId>>,
+}
+
+/// Makes the record of a taking; after a crash an item may be held without it, never the record stand without a taking.
+#[derive(Clone, Default)]
+pub struct Accept(Option<Arc<MakeRecord>>);
+
+type MakeRecord = dyn Fn(&Taken) -> Option<Record> + Send + Sync;
+
+impl Accept {
+    /// Makes records by this.
+    pub fn with(make: impl Fn(&Taken) -> Option<Record> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(make)))
+    }
+
+    /// The record for an item that is being taken.
+    pub fn record(&self, taken: &Taken) -> Option<Record> {
+        self.0.as_ref().and_then(|make| make(taken))
+    }
+}
+
+impl std::fmt::Debug for Accept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Accept(..)" } else { "Accept(nothing)" })
+    }
+}
+
+/// What a take found.
+#[derive(Debug, Clone, Default)]
+pub struct Take {
+    /// The most urgent first.
+    pub taken: Vec<Taken>,
+    /// When a delayed or held item of these lanes becomes free at the earliest.
+    pub next_at: Option<Timestamp>,
+}
+
+/// How many items a lane holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// The lane.
+    pub lane: String,
+    /// Waiting, delayed ones included.
+    pub waiting: u32,
+    /// Held by a taker.
+    pub held: u32,
+}
+
+/// The hooks of all stations.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// Puts an item on a station's hook, and `announce` on the log if the item is new; both are durable when it returns,
+    /// and after a crash the item may stand without its record, never the record without its item.
+    ///
+    /// # Errors
+    /// `Full` when `limit` items wait there already; then nothing has happened.
+    async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed>;
+
+    /// Takes the most urgent free items of the wanted lanes, at most as many as there is room for, and appends what `accept` makes of each.
+    async fn take(&self, station: &StationId, want: &Want) -> Result<Take>;
+
+    /// Takes free items of any station whose deadline has passed, so that somebody can settle them.
+    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize) -> Result<Vec<Taken>>;
+
+    /// Holds on to items; gives those that were lost to a later attempt or are gone. `deadline` moves it for all of them.
+    async fn extend(&self, held: &[Delivery], lease: Duration, deadline: Option<Timestamp>) -> Result<Vec<Delivery>>;
+
+    /// Appends the records and then removes the item. False when the delivery was void: the item stays, the records stand all the same.
+    async fn settle(&self, delivery: &Delivery, records: Vec<Record>) -> Result<bool>;
+
+    /// Appends the records and then frees the item, not before `at`, with a new deadline if given. False when the delivery was void;
+    /// then nothing has happened.
+    async fn release(&self, delivery: &Delivery, at: Timestamp, deadline: Option<Timestamp>, records: Vec<Record>) -> Result<bool>;
+
+    /// Appends the records and makes a released item free at once. False when it is held or gone; the records stand all the same.
+    /// A new deadline, if given, is the item's in either case.
+    async fn wake(&self, station: &StationId, id: WorkId, deadline: Option<Timestamp>, records: Vec<Record>) -> Result<bool>;
+
+    /// Appends the records and removes the item unless it is held. False when it is held or gone; the records stand all the same.
+    async fn remove(&self, station: &StationId, id: WorkId, records: Vec<Record>) -> Result<bool>;
+
+    /// How full a station's lanes are.
+    async fn load(&self, station: &StationId) -> Result<Vec<LaneLoad>>;
+
+    /// Wakes whoever takes from this station's hook when something may have become free.
+    fn signal(&self, station: &StationId) -> Signal;
+}
+
+/// Tells that something changed since it was last asked; a change in between is not missed.
+pub struct Signal(tokio::sync::watch::Receiver<u64>);
+
+impl Signal {
+    /// Wraps the counter that a transport raises.
+    pub fn new(counter: tokio::sync::watch::Receiver<u64>) -> Self {
+        Self(counter)
+    }
+
+    /// Waits for the next change; never returns once the transport is closed.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The tables that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bucket {
+    /// Who holds which agent's name.
+    Agents,
+    /// Which processes are alive.
+    Stations,
+    /// The children of a run.
+    Children,
+    /// Idempotency keys.
+    Keys,
+    /// Sessions of older HTTP clients.
+    Sessions,
+}
+
+impl Bucket {
+    /// All of them, each at the index that its discriminant is.
+    pub const ALL: [Self; 5] = [Self::Agents, Self::Stations, Self::Children, Self::Keys, Self::Sessions];
+
+    /// Its name in the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Agents => "agents",
+            Self::Stations => "stations",
+            Self::Children => "children",
+            Self::Keys => "keys",
+            Self::Sessions => "sessions",
+        }
+    }
+}
+
+/// A row of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its key: any text.
+    pub key: String,
+    /// Its value.
+    pub value: Bytes,
+    /// Rises with every change in the bucket.
+    pub revision: u64,
+}
+
+/// What a put or remove expects to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything.
+    Any,
+    /// No row.
+    Absent,
+    /// The row at this revision.
+    Revision(u64),
+}
+
+/// A change in a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A row is new or has a new value.
+    Put(Row),
+    /// A row was removed or has expired.
+    Removed(String),
+    /// Everything that stood there when the watch began has been given.
+    Loaded,
+}
+
+/// Named values with revisions and expiry.
+#[async_trait]
+pub trait Table: Send + Sync {
+    /// The row of a key.
+    async fn get(&self, bucket: Bucket, key: &str) -> Result<Option<Row>>;
+
+    /// Writes a row if what is there is as expected; with a `ttl` it expires unless it is put again. Gives its revision.
+    ///
+    /// # Errors
+    /// `Conflict` when it is not as expected.
+    async fn put(&self, bucket: Bucket, key: &str, value: Bytes, expect: Expect, ttl: Option<Duration>) -> Result<u64>;
+
+    /// Removes a row if it is as expected; false when there was none.
+    ///
+    /// # Errors
+    /// `Conflict` when it is not as expected.
+    async fn remove(&self, bucket: Bucket, key: &str, expect: Expect) -> Result<bool>;
+
+    /// All rows, by key.
+    async fn list(&self, bucket: Bucket) -> Result<Vec<Row>>;
+
+    /// All rows, then `Loaded`, then every change.
+    async fn watch(&self, bucket: Bucket) -> Result<Box<dyn Watch>>;
+
+    /// Counts a key up by `count`, from `floor` at least, and gives the first of the new numbers; no number is given twice.
+    async fn next(&self, bucket: Bucket, key: &str, floor: u64, count: u64) -> Result<u64>;
+}
+
+/// A reader of a bucket's changes.
+#[async_trait]
+pub trait Watch: Send {
+    /// The next changes, at least one; waits until there are some. Dropping the future loses nothing.
+    async fn next(&mut self) -> Result<Vec<Change>>;
+}
+
+/// Large values, named by the SHA-256 of their bytes.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// Stores all bytes of a source without holding them in memory; durable when it returns.
+    async fn put(&self, source: &mut (dyn AsyncRead + Unpin + Send), media: Media) -> Result<BlobRef>;
+
+    /// Reads a range of bytes, cut at the blob's end.
+    async fn open(&self, sha256: &str, range: Range<u64>) -> Result<Box<dyn AsyncRead + Unpin + Send>>;
+
+    /// The blob's size.
+    async fn size(&self, sha256: &str) -> Result<u64>;
+}
