@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`runner`] | how an agent is executed |
 //! | [`transport`] | log, queue, table, blobs; the embedded store |
 //! | [`agents`] | agents from files, watched |
 //! | [`telemetry`] | the clock, new ids, trace context, logs |
@@ -17,5 +18,6 @@ pub mod agents;
 pub mod config;
 pub mod init;
 pub mod model;
+pub mod runner;
 pub mod telemetry;
 pub mod transport;

@@ -5,5 +5,8 @@ mod agents;
 mod config;
 mod layers;
 mod model;
+mod runner;
+mod runner_bench;
+mod runner_stop;
 mod transport;
 mod transport_local;

@@ -1,0 +1,194 @@
+//! What a program says to us between its output: `::lattice {...}` lines.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::model::event::Needs;
+
+const MARK: &[u8] = b"::lattice ";
+
+/// One well-formed line.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Directive {
+    /// How far it is.
+    pub(super) progress: Option<(Option<f64>, Option<String>)>,
+    /// What it asks.
+    pub(super) escalate: Option<Escalate>,
+    /// The JSON of its result.
+    pub(super) result: Option<String>,
+}
+
+/// A question.
+#[derive(Debug, Deserialize, PartialEq)]
+pub(super) struct Escalate {
+    /// What it needs.
+    pub(super) reason: String,
+    /// What helps to decide.
+    #[serde(default)]
+    pub(super) context: Value,
+    /// Who is asked.
+    #[serde(default)]
+    pub(super) needs: Needs,
+}
+
+#[derive(Deserialize)]
+struct Written<'a> {
+    progress: Option<f64>,
+    message: Option<String>,
+    escalate: Option<Escalate>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl Directive {
+    /// Reads a line that begins with the mark; the error says what is wrong with it.
+    pub(super) fn parse(line: &[u8]) -> Result<Self, String> {
+        let body = line.strip_prefix(MARK).unwrap_or(line);
+        let written: Written<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let pct = written.progress.filter(|pct| !pct.is_nan()).map(|pct| pct.clamp(0.0, 100.0));
+        let directive = Self {
+            progress: (pct.is_some() || written.message.is_some()).then_some((pct, written.message)),
+            escalate: written.escalate,
+            result: written.result.map(|raw| raw.get().to_owned()),
+        };
+        match directive == Self::default() {
+            true => Err("it has none of progress, message, escalate and result".into()),
+            false => Ok(directive),
+        }
+    }
+}
+
+/// A stretch of output.
+#[derive(Debug, PartialEq)]
+pub(super) enum Piece<'a> {
+    /// Ordinary output.
+    Text(Cow<'a, [u8]>),
+    /// A whole line that begins with the mark, its end included.
+    Marked(Vec<u8>),
+}
+
+/// Takes output apart, whatever the chunks it comes in.
+pub(super) struct Splitter {
+    line_max: usize,
+    within_line: bool,
+    held: Vec<u8>,
+}
+
+impl Splitter {
+    /// Lines longer than this are ordinary output.
+    pub(super) fn new(line_max: usize) -> Self {
+        Self { line_max, within_line: false, held: Vec::new() }
+    }
+
+    /// The next stretch; `None` when all of the chunk is used up.
+    pub(super) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Option<Piece<'a>> {
+        while !chunk.is_empty() {
+            if self.within_line || (self.held.is_empty() && chunk[0] != MARK[0]) {
+                let (text, rest) = chunk.split_at(ordinary(chunk));
+                *chunk = rest;
+                self.within_line = text.last() != Some(&b'\n');
+                return Some(Piece::Text(Cow::Borrowed(text)));
+            }
+            let end = chunk.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+            let (line, rest) = chunk.split_at(end.unwrap_or(chunk.len()));
+            *chunk = rest;
+            self.held.extend_from_slice(line);
+            let fits = self.held.len() <= self.line_max.saturating_add(1);
+            if fits && end.is_some() && self.held.starts_with(MARK) {
+                return Some(Piece::Marked(std::mem::take(&mut self.held)));
+            }
+            let open = end.is_none() && (self.held.starts_with(MARK) || MARK.starts_with(&self.held));
+            if !(fits && open) {
+                self.within_line = end.is_none();
+                return Some(Piece::Text(Cow::Owned(std::mem::take(&mut self.held))));
+            }
+        }
+        None
+    }
+
+    /// What is left when the output ends.
+    pub(super) fn end(&mut self) -> Option<Piece<'static>> {
+        let held = std::mem::take(&mut self.held);
+        match held.is_empty() {
+            true => None,
+            false if held.starts_with(MARK) => Some(Piece::Marked(held)),
+            false => Some(Piece::Text(Cow::Owned(held))),
+        }
+    }
+}
+
+/// How far ordinary output goes: to the end, or to a line that may be marked.
+fn ordinary(chunk: &[u8]) -> usize {
+    if !chunk.contains(&MARK[0]) {
+        return chunk.len();
+    }
+    let marked = |at: &usize| chunk[*at] == b'\n' && chunk.get(at + 1) == Some(&MARK[0]);
+    (0..chunk.len()).find(marked).map_or(chunk.len(), |at| at + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn split(output: &[u8], step: usize, line_max: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let mut splitter = Splitter::new(line_max);
+        let (mut text, mut marked) = (Vec::new(), Vec::new());
+        let mut put = |piece: Piece<'_>| match piece {
+            Piece::Text(bytes) => text.extend_from_slice(&bytes),
+            Piece::Marked(line) => marked.push(line),
+        };
+        for mut chunk in output.chunks(step.max(1)) {
+            while let Some(piece) = splitter.next(&mut chunk) {
+                put(piece);
+            }
+        }
+        splitter.end().into_iter().for_each(put);
+        (text, marked)
+    }
+
+    #[test]
+    fn marked_lines_are_told_from_output() {
+        let output = b"a\n::lattice 1\r\n::latticeX\n :lattice 2\nb ::lattice 3\n::\n::lattice 4";
+        let (text, marked) = split(output, 1, 100);
+        assert_eq!(text, b"a\n::latticeX\n :lattice 2\nb ::lattice 3\n::\n");
+        assert_eq!(marked, [b"::lattice 1\r\n".to_vec(), b"::lattice 4".to_vec()]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_output() {
+        let long = format!("::lattice {}\n::lattice 1\n", "x".repeat(50));
+        for step in [1, 7, 1000] {
+            let (text, marked) = split(long.as_bytes(), step, 30);
+            assert_eq!(text, &long.as_bytes()[..61]);
+            assert_eq!(marked, [b"::lattice 1\n".to_vec()]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_make_no_difference(output in "(::lattice |::|lattice|\n|\r\n|x|:| ){0,40}", step in 1usize..12) {
+            prop_assert_eq!(split(output.as_bytes(), step, 24), split(output.as_bytes(), output.len(), 24));
+        }
+    }
+
+    #[test]
+    fn directives_are_read_leniently_but_not_guessed() {
+        let parse = |text: &str| Directive::parse(format!("::lattice {text}\r\n").as_bytes());
+        assert_eq!(parse(r#"{"progress": 150, "message": "m", "else": 1}"#).unwrap().progress, Some((Some(100.0), Some("m".into()))));
+        assert_eq!(parse(r#"{"progress": -1}"#).unwrap().progress, Some((Some(0.0), None)));
+        assert_eq!(parse(r#"{"result": null}"#).unwrap().result.as_deref(), Some("null"));
+        let asked = parse(r#"{"escalate": {"reason": "r", "needs": "human"}}"#).unwrap().escalate.unwrap();
+        assert_eq!((asked.reason.as_str(), asked.context, asked.needs), ("r", Value::Null, Needs::Human));
+        for bad in ["", "{", "[]", "{}", r#"{"progress": "50"}"#, r#"{"escalate": {}}"#, r#"{"progress": NaN}"#, "{\"message\": \"\u{0}"] {
+            assert!(parse(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What the parts of one run tell each other and the leaf.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::event::Failure;
+use crate::runner::Report;
+
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+
+/// One run's common state.
+pub(super) struct Shared {
+    reports: mpsc::Sender<Report>,
+    /// Cancelled when the agent must stop.
+    pub(super) stop: CancellationToken,
+    /// Cancelled when the run cannot go on.
+    pub(super) raised: CancellationToken,
+    /// Cancelled when nothing of the run is alive: what still stands in its pipes is all there will be.
+    pub(super) drain: CancellationToken,
+    /// Cancelled when both output pipes have been read to their end.
+    pub(super) heard: CancellationToken,
+    trouble: OnceLock<Failure>,
+    note: OnceLock<String>,
+    alive_at: Mutex<Option<Instant>>,
+    asked: AtomicU32,
+    answered: AtomicU32,
+}
+
+impl Shared {
+    /// The state at a run's beginning.
+    pub(super) fn new(reports: mpsc::Sender<Report>, stop: CancellationToken) -> Self {
+        Self {
+            reports,
+            stop,
+            raised: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            heard: CancellationToken::new(),
+            trouble: OnceLock::new(),
+            note: OnceLock::new(),
+            alive_at: Mutex::new(None),
+            asked: AtomicU32::new(0),
+            answered: AtomicU32::new(0),
+        }
+    }
+
+    /// Passes a report on; waits for room, but not when the run is to stop.
+    pub(super) async fn report(&self, report: Report) {
+        if matches!(report, Report::Escalate { .. }) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+        }
+        tokio::select! {
+            biased;
+            _ = self.reports.send(report) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Notes that the program printed something.
+    pub(super) fn alive(&self) {
+        let now = Instant::now();
+        let mut last = self.alive_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| now.duration_since(last) >= ALIVE_EVERY) {
+            // Without room there are reports enough that say the same.
+            let _ = self.reports.try_send(Report::Alive);
+            *last = Some(now);
+        }
+    }
+
+    /// Ends the run with this failure; the first one counts.
+    pub(super) fn raise(&self, failure: Failure) {
+        let _ = self.trouble.set(failure);
+        self.raised.cancel();
+    }
+
+    /// The failure that ended the run.
+    pub(super) fn trouble(&self) -> Option<&Failure> {
+        self.trouble.get()
+    }
+
+    /// Remembers a note for the run's log; the first one counts.
+    pub(super) fn note(&self, text: String) {
+        let _ = self.note.set(text);
+    }
+
+    /// The note for the run's log.
+    pub(super) fn noted(&self) -> Option<&str> {
+        self.note.get().map(String::as_str)
+    }
+
+    /// An answer has reached the program.
+    pub(super) fn answered(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a question is open.
+    pub(super) fn is_asking(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) > self.answered.load(Ordering::Relaxed)
+    }
+}

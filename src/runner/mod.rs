@@ -1,0 +1,189 @@
+//! How an agent is executed: one trait, and one file per way to do it.
+//!
+//! A runner knows one attempt at one work. It does not know hooks, leases, retries or the log: it reports,
+//! takes answers, and ends.
+
+pub mod command;
+pub mod echo;
+mod input;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::model::agent::{Definition, RunnerSpec};
+use crate::model::event::{Failure, FailureKind, Needs};
+use crate::model::id::InstanceId;
+use crate::model::output::Output;
+use crate::model::work::{Assignment, Exchange};
+use crate::transport::Blobs;
+
+/// One attempt at one work.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// What was ordered.
+    pub assignment: Arc<Assignment>,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// The agent.
+    pub definition: Arc<Definition>,
+    /// Questions of earlier attempts, with their answers.
+    pub exchanges: Vec<Exchange>,
+}
+
+/// What a running agent says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// How far it is.
+    Progress {
+        /// 0 to 100.
+        pct: Option<f64>,
+        /// What it is doing.
+        message: Option<String>,
+    },
+    /// It asks for help.
+    Escalate {
+        /// What it needs.
+        reason: String,
+        /// What helps to decide.
+        context: Value,
+        /// Who is asked.
+        needs: Needs,
+    },
+    /// It printed something: a sign of life.
+    Alive,
+}
+
+/// An answer on its way to a running agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The question's number.
+    pub ask: u32,
+    /// The answer.
+    pub answer: Value,
+}
+
+/// The line between a leaf and a running agent.
+pub struct Line {
+    /// Where the agent's reports go; when it is full, the runner waits.
+    pub reports: mpsc::Sender<Report>,
+    /// Where answers come from.
+    pub answers: mpsc::Receiver<Answer>,
+    /// Cancelled when the agent must stop: TERM, then KILL.
+    pub stop: CancellationToken,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// It delivered.
+    Complete(Output),
+    /// It failed.
+    Failed(Failure),
+    /// It asked, cannot wait, and ended: the answer starts another attempt.
+    Parked,
+    /// It was stopped from outside, and its process tree is gone.
+    Stopped,
+}
+
+/// A way to execute an agent.
+#[async_trait]
+pub trait Runner: Send + Sync {
+    /// Runs one attempt to its end. It returns only when nothing of it runs any more.
+    async fn run(&self, order: Order, line: Line) -> Ended;
+}
+
+/// What every run of a station shares.
+#[derive(Clone)]
+pub struct Context {
+    /// Where large inputs come from and large results go.
+    pub blobs: Arc<dyn Blobs>,
+    /// Limits of a run's process.
+    pub runner: config::Runner,
+    /// What counts as a large result.
+    pub results: config::Results,
+    /// How long a program has between TERM and KILL.
+    pub kill_after: Duration,
+    /// Progress is merged above this many reports a second.
+    pub progress_per_second: u32,
+    /// Where logs and the files of running works are kept.
+    pub data_dir: PathBuf,
+    /// This process.
+    pub instance: InstanceId,
+    /// How a run reaches the lattice's tools.
+    pub mesh: MeshAccess,
+}
+
+/// The stdio server through which a run uses the lattice's tools as a child.
+#[derive(Debug, Clone)]
+pub struct MeshAccess {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
+/// The runners of a station; cheap to clone.
+#[derive(Clone)]
+pub struct Runners {
+    shop: Arc<command::Shop>,
+    echo: Arc<echo::Echo>,
+}
+
+impl Runners {
+    /// Builds them once; nothing is touched on disk before the first run.
+    pub fn new(context: Context) -> Self {
+        let echo = Arc::new(echo::Echo::new(context.blobs.clone(), context.results.inline_max));
+        Self { shop: Arc::new(command::Shop::new(context)), echo }
+    }
+
+    /// At a station's start: stops what an earlier process of this data folder left running, and removes its files.
+    /// Gives how many runs were stopped; elsewhere than on Linux none can be found.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used.
+    pub async fn sweep_orphans(&self) -> Result<usize, Failure> {
+        self.shop.sweep_orphans().await
+    }
+
+    /// Removes logs of runs that are older than this, now and then, until cancelled.
+    pub async fn keep_logs(&self, max_age: Duration, cancel: CancellationToken) {
+        const EVERY: Duration = Duration::from_secs(600);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => self.shop.drop_old_logs(max_age).await,
+            }
+        }
+    }
+
+    /// Kills all that runs for this process, for a process that leaves at once.
+    pub fn kill_all(&self) {
+        self.shop.kill_all();
+    }
+
+    /// The way to execute an agent that says this.
+    pub fn runner_for(&self, spec: &RunnerSpec) -> Arc<dyn Runner> {
+        match spec {
+            RunnerSpec::Command(spec) => Arc::new(command::Program::new(self.shop.clone(), spec.clone())),
+            RunnerSpec::Echo => self.echo.clone(),
+            RunnerSpec::Missing(text) => Arc::new(Missing(text.clone())),
+        }
+    }
+}
+
+/// Stands in for a runner that does not exist.
+struct Missing(String);
+
+#[async_trait]
+impl Runner for Missing {
+    async fn run(&self, _order: Order, _line: Line) -> Ended {
+        Ended::Failed(Failure::new(FailureKind::Unstartable, self.0.clone()))
+    }
+}
