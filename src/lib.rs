@@ -4,6 +4,8 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`results`] | parts of results of any size |
+//! | [`works`] | a work's state, read off the log |
 //! | [`runner`] | how an agent is executed |
 //! | [`transport`] | log, queue, table, blobs; the embedded store |
 //! | [`agents`] | agents from files, watched |
@@ -18,6 +20,8 @@ pub mod agents;
 pub mod config;
 pub mod init;
 pub mod model;
+pub mod results;
 pub mod runner;
 pub mod telemetry;
 pub mod transport;
+pub mod works;

@@ -1,0 +1,148 @@
+//! Works, read off the log: the only way from events to a work's state.
+//!
+//! It knows the log and the fold. A settled work never changes its status, so its fold may be remembered.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::model::event::{Event, Kind};
+use crate::model::id::WorkId;
+use crate::model::work::Work;
+use crate::transport::{Entry, Filter, Follow, Log, Position, Record, Result, Subject};
+
+/// How many settled works are remembered.
+const REMEMBERED_MAX: usize = 4096;
+/// A settled work with more text than this is read again each time.
+const REMEMBERED_TEXT_MAX: usize = 4096;
+const READ_BATCH: usize = 1024;
+
+/// Folds works from the log; cheap to clone.
+#[derive(Clone)]
+pub struct Works {
+    log: Arc<dyn Log>,
+    settled: Arc<Mutex<Remembered>>,
+}
+
+#[derive(Default)]
+struct Remembered {
+    works: HashMap<WorkId, Arc<Work>>,
+    order: VecDeque<WorkId>,
+}
+
+impl Works {
+    /// Reads from this log.
+    pub fn new(log: Arc<dyn Log>) -> Self {
+        Self { log, settled: Arc::default() }
+    }
+
+    /// The work as of now, from the whole lattice's events.
+    pub async fn get(&self, id: WorkId) -> Result<Option<Arc<Work>>> {
+        if let Some(work) = self.recall(id) {
+            return Ok(Some(work));
+        }
+        Ok(self.history(id).await?.1.map(|work| self.remember(work)))
+    }
+
+    /// All events of a work, in the log's order, and their fold.
+    pub async fn history(&self, id: WorkId) -> Result<(Vec<Event>, Option<Work>)> {
+        let (mut events, mut after) = (Vec::new(), Position::default());
+        loop {
+            let entries = self.log.read(Filter::Work(id), after, READ_BATCH).await?;
+            let Some(last) = entries.last() else { break };
+            after = last.position;
+            let full = entries.len() == READ_BATCH;
+            events.extend(entries.iter().filter_map(event_of));
+            if !full {
+                break;
+            }
+        }
+        let work = Work::fold(&events);
+        Ok((events, work))
+    }
+
+    /// A work as of now, and a reader that goes along with it; none when nothing is known of it.
+    pub async fn follow(&self, id: WorkId) -> Result<Option<Following>> {
+        let (entries, follow) = self.log.replay(Filter::Work(id)).await?;
+        let events: Vec<Event> = entries.iter().filter_map(event_of).collect();
+        Ok(Work::fold(&events).map(|work| Following { follow, work, works: self.clone() }))
+    }
+
+    /// The settled work, if it is remembered.
+    pub fn recall(&self, id: WorkId) -> Option<Arc<Work>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).works.get(&id).cloned()
+    }
+
+    fn remember(&self, work: Work) -> Arc<Work> {
+        let work = Arc::new(work);
+        if work.status.is_settled() && work.text_len() <= REMEMBERED_TEXT_MAX {
+            let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+            if settled.works.insert(work.work_id, work.clone()).is_none() {
+                settled.order.push_back(work.work_id);
+                if settled.order.len() > REMEMBERED_MAX
+                    && let Some(oldest) = settled.order.pop_front()
+                {
+                    settled.works.remove(&oldest);
+                }
+            }
+        }
+        work
+    }
+}
+
+/// A reader that goes along with one work.
+pub struct Following {
+    follow: Box<dyn Follow>,
+    work: Work,
+    works: Works,
+}
+
+impl Following {
+    /// The work as it was last seen.
+    pub fn work(&self) -> Arc<Work> {
+        self.works.remember(self.work.clone())
+    }
+
+    /// Waits for the next events; gives them, and the work after them. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<(Vec<Event>, Arc<Work>)> {
+        loop {
+            let entries = self.follow.next().await?;
+            let events: Vec<Event> = entries.iter().filter_map(event_of).collect();
+            if events.is_empty() {
+                continue;
+            }
+            events.iter().for_each(|event| self.work.apply(event));
+            let now = self.work();
+            return Ok((events, now));
+        }
+    }
+}
+
+/// The event in an entry; a garbled one is skipped and logged, since nothing later may be lost for it.
+pub fn event_of(entry: &Entry) -> Option<Event> {
+    entry.subject.work()?;
+    match Event::from_bytes(&entry.body) {
+        Ok(event) => Some(event),
+        Err(error) => {
+            tracing::warn!(position = entry.position.0, %error, "skipped a record that is not an event");
+            None
+        }
+    }
+}
+
+/// The record of an event, under the subject where it belongs: an attempt's own events, or the assigner's.
+pub fn record(event: &Event) -> Record {
+    let assigners = matches!(event.kind, Kind::Assigned(_) | Kind::Answered { .. })
+        || (event.attempt == 0 && matches!(event.kind, Kind::Cancelled { .. }));
+    if assigners {
+        record_for_all(event)
+    } else {
+        Record { subject: Subject::Response(event.work_id), body: Bytes::from(event.to_bytes()) }
+    }
+}
+
+/// The record of an event that the leaf must hear of although it did not make it.
+pub fn record_for_all(event: &Event) -> Record {
+    Record { subject: Subject::Status(event.work_id), body: Bytes::from(event.to_bytes()) }
+}
