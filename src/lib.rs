@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`runs`] | the run store: the fold of the log, with its lineage |
 //! | [`results`] | parts of results of any size |
 //! | [`works`] | a work's state, read off the log |
 //! | [`runner`] | how an agent is executed |
@@ -22,6 +23,7 @@ pub mod init;
 pub mod model;
 pub mod results;
 pub mod runner;
+pub mod runs;
 pub mod telemetry;
 pub mod transport;
 pub mod works;

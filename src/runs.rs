@@ -1,0 +1,373 @@
+//! The run store: the fold of the log, kept in SQLite with its lineage.
+//!
+//! Nothing is written here that the log does not say; what is lost is read again. Several processes may keep one store:
+//! each row remembers the position up to which it was folded, and never goes back.
+
+mod fold;
+mod rows;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use self::fold::Folds;
+use crate::model::id::{RunId, WorkId};
+use crate::model::run::Run;
+use crate::telemetry::now;
+use crate::transport::{self, Entry, Filter, Log, Position};
+
+/// Why the run store did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The file is corrupt, read-only, of a newer version or otherwise refuses; the text says which and what to do.
+    #[error("{0}")]
+    Store(Arc<str>),
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] transport::Error),
+    /// The store's thread has ended.
+    #[error("the run store is closed")]
+    Closed,
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// The run store; cheap to clone.
+#[derive(Clone)]
+pub struct Runs {
+    reader: Thread,
+    writer: Thread,
+    log: Arc<dyn Log>,
+    state: Arc<Mutex<Folds>>,
+}
+
+/// A run store that is being opened while something else is done.
+pub struct Opening(std::thread::JoinHandle<Result<(Connection, Connection)>>);
+
+impl Opening {
+    /// Begins to open `runs.db` in a folder; both are made if they are missing.
+    pub fn begin(dir: &Path) -> Self {
+        let dir = dir.to_owned();
+        Self(std::thread::spawn(move || {
+            let file = dir.join("runs.db");
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
+                Error::Store(format!("the folder {} can't be made: {error}; choose another data folder", dir.display()).into())
+            })?;
+            let (writer, version) = connect(&file).map_err(|error| refused(&file, &error))?;
+            if let Err(text) = version {
+                return Err(Error::Store(format!("{}: {text}", file.display()).into()));
+            }
+            let reader = connect(&file).map_err(|error| refused(&file, &error))?.0;
+            Ok((reader, writer))
+        }))
+    }
+
+    /// The store, as the fold of this log.
+    ///
+    /// # Errors
+    /// `Store`, with the file's name and what to do.
+    pub fn finish(self, log: Arc<dyn Log>) -> Result<Runs> {
+        let (reader, writer) = self.0.join().map_err(|_| Error::Closed)??;
+        Ok(Runs { reader: Thread::start("runs-read", reader)?, writer: Thread::start("runs-write", writer)?, log, state: Arc::default() })
+    }
+}
+
+const VERSION: i64 = 1;
+const BATCH: usize = 512;
+const CALLS_MAX: usize = 1024;
+const GATHER: Duration = Duration::from_millis(10);
+const PRUNE_BATCH: u32 = 500;
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+const SCHEMA: &str = "
+    CREATE TABLE runs (
+        local INTEGER PRIMARY KEY,
+        work BLOB NOT NULL,
+        run TEXT NOT NULL,
+        parent TEXT,
+        root TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        target TEXT NOT NULL,
+        trace TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        task TEXT NOT NULL,
+        status TEXT NOT NULL,
+        event TEXT NOT NULL,
+        assigned_at INTEGER NOT NULL,
+        accepted_at INTEGER,
+        settled_at INTEGER,
+        attempt INTEGER NOT NULL,
+        duration_ms INTEGER,
+        outcome TEXT,
+        dead INTEGER NOT NULL,
+        seen INTEGER NOT NULL
+    );
+    CREATE UNIQUE INDEX runs_work ON runs (work);
+    CREATE INDEX runs_run ON runs (run);
+    CREATE INDEX runs_parent ON runs (parent);
+    CREATE INDEX runs_root ON runs (root, local);
+    CREATE INDEX runs_open ON runs (local) WHERE settled_at IS NULL;
+    CREATE INDEX runs_settled ON runs (settled_at) WHERE settled_at IS NOT NULL;
+    CREATE INDEX runs_dead ON runs (local) WHERE dead = 1;
+    CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), upto INTEGER NOT NULL);
+    INSERT INTO folded VALUES (1, 0);
+";
+
+impl Runs {
+    /// Opens or makes `runs.db` in a folder, as the fold of this log.
+    ///
+    /// # Errors
+    /// `Store`, with the file's name and what to do.
+    pub fn open(dir: &Path, log: Arc<dyn Log>) -> Result<Self> {
+        Opening::begin(dir).finish(log)
+    }
+
+    /// Folds what the log says into the store until cancelled, and drops the oldest runs once they settled `max_age` ago.
+    pub async fn keep(&self, max_age: Duration, cancel: CancellationToken) {
+        let fold = async {
+            loop {
+                if let Err(error) = self.fold_on().await {
+                    tracing::warn!(%error, "the run store fell behind the log; trying again");
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let prune = async {
+            loop {
+                tokio::time::sleep(PRUNE_EVERY).await;
+                if let Err(error) = self.prune(max_age).await {
+                    tracing::warn!(%error, "could not drop old runs");
+                }
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = fold => {}
+            () = prune => {}
+        }
+    }
+
+    /// Takes in all that stands in the log now.
+    ///
+    /// # Errors
+    /// The store's or the log's.
+    pub async fn catch_up(&self) -> Result<()> {
+        let mut folds = self.state.lock().await;
+        self.begin(&mut folds).await?;
+        loop {
+            let entries = self.log.read(Filter::AllWork, folds.upto, BATCH).await?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            self.take_in(&mut folds, entries).await?;
+        }
+    }
+
+    /// The run of a work.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn of_work(&self, id: WorkId) -> Result<Option<Run>> {
+        self.reader
+            .call(move |db| {
+                let sql = format!("SELECT {} FROM runs WHERE work = ?1", rows::COLUMNS);
+                db.prepare_cached(&sql)?.query_row(params![id.as_bytes()], rows::read).optional()
+            })
+            .await
+    }
+
+    /// A run and everything below it, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn tree(&self, run: &RunId, limit: u32) -> Result<Vec<Run>> {
+        let (run, root) = (run.clone(), run.root());
+        self.reader
+            .call(move |db| {
+                let sql = format!(
+                    "SELECT {} FROM runs WHERE root = ?1 AND (run = ?2 OR substr(run, 1, length(?2) + 1) = ?2 || '-') ORDER BY local LIMIT ?3",
+                    rows::COLUMNS
+                );
+                let mut query = db.prepare_cached(&sql)?;
+                query.query_map(params![root.as_str(), run.as_str(), limit], rows::read)?.collect()
+            })
+            .await
+    }
+
+    /// Unsettled works: how many, and the most recent of them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn open_works(&self, limit: u32) -> Result<(u64, Vec<Run>)> {
+        self.reader
+            .call(move |db| {
+                let count =
+                    db.prepare_cached("SELECT count(*) FROM runs WHERE settled_at IS NULL")?.query_row([], |row| row.get::<_, i64>(0))?;
+                let sql = format!("SELECT {} FROM runs WHERE settled_at IS NULL ORDER BY local DESC LIMIT ?1", rows::COLUMNS);
+                let runs = db.prepare_cached(&sql)?.query_map(params![limit], rows::read)?.collect::<rusqlite::Result<Vec<_>>>()?;
+                Ok((u64::try_from(count).unwrap_or(0), runs))
+            })
+            .await
+    }
+
+    /// The most recent runs, of dead letters only if so asked.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn recent(&self, limit: u32, dead: bool) -> Result<Vec<Run>> {
+        self.reader
+            .call(move |db| {
+                let only = if dead { "WHERE dead = 1" } else { "" };
+                let sql = format!("SELECT {} FROM runs {only} ORDER BY local DESC LIMIT ?1", rows::COLUMNS);
+                db.prepare_cached(&sql)?.query_map(params![limit], rows::read)?.collect()
+            })
+            .await
+    }
+
+    /// Whether any run has this root.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn knows_root(&self, root: &RunId) -> Result<bool> {
+        let root = root.clone();
+        self.reader.call(move |db| db.prepare_cached("SELECT 1 FROM runs WHERE root = ?1 LIMIT 1")?.exists(params![root.as_str()])).await
+    }
+
+    async fn fold_on(&self) -> Result<()> {
+        self.catch_up().await?;
+        let after = self.state.lock().await.upto;
+        let mut follow = self.log.follow(Filter::AllWork, after).await?;
+        loop {
+            let mut entries = follow.next().await?;
+            // Nobody reads this store without catching up: what comes within a moment is written together.
+            tokio::time::sleep(GATHER).await;
+            let mut folds = self.state.lock().await;
+            let upto = folds.upto;
+            entries.retain(|entry| entry.position > upto);
+            self.take_in(&mut folds, entries).await?;
+        }
+    }
+
+    async fn begin(&self, folds: &mut Folds) -> Result<()> {
+        if folds.upto == Position::default() {
+            folds.upto = self.reader.call(folded).await?;
+        }
+        Ok(())
+    }
+
+    /// Folds a batch and writes the rows of its works, unless another process has done so already.
+    async fn take_in(&self, folds: &mut Folds, entries: Vec<Entry>) -> Result<()> {
+        let Some(last) = entries.last().map(|entry| entry.position) else { return Ok(()) };
+        let rows = folds.take_in(&*self.log, &entries).await?;
+        let written = self
+            .writer
+            .call(move |db| {
+                let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                let upto: i64 = tx.prepare_cached("SELECT upto FROM folded")?.query_row([], |row| row.get(0))?;
+                let last = i64::try_from(last.0).unwrap_or(i64::MAX);
+                if upto < last {
+                    rows.iter().try_for_each(|row| rows::write(&tx, row))?;
+                    tx.prepare_cached("UPDATE folded SET upto = ?1")?.execute(params![last])?;
+                }
+                tx.commit()
+            })
+            .await;
+        match written {
+            Ok(()) => folds.upto = last,
+            // What was folded in memory is ahead of what was written: begin anew from the store.
+            Err(_) => folds.reset(),
+        }
+        written
+    }
+
+    async fn prune(&self, max_age: Duration) -> Result<()> {
+        let before = now().as_millis().saturating_sub(i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX));
+        loop {
+            let dropped = self
+                .writer
+                .call(move |db| {
+                    db.prepare_cached(
+                        "DELETE FROM runs WHERE local IN (SELECT local FROM runs WHERE settled_at < ?1 ORDER BY settled_at LIMIT ?2)",
+                    )?
+                    .execute(params![before, PRUNE_BATCH])
+                })
+                .await?;
+            if dropped < PRUNE_BATCH as usize {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn folded(db: &mut Connection) -> rusqlite::Result<Position> {
+    let upto: i64 = db.prepare_cached("SELECT upto FROM folded")?.query_row([], |row| row.get(0))?;
+    Ok(Position(u64::try_from(upto).unwrap_or(0)))
+}
+
+/// Opens a connection and brings the schema up to date; the inner error is a version that is newer than ours.
+fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(), String>)> {
+    let mut db = Connection::open(file)?;
+    db.busy_timeout(Duration::from_secs(10))?;
+    let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > VERSION {
+        return Ok((db, Err(format!("the run store has version {version}, and this program knows up to {VERSION}: update lattice-mcp"))));
+    }
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    db.pragma_update(None, "cache_size", -2048)?;
+    db.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    if version == 0 {
+        let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        // Another process may have been first.
+        if tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == 0 {
+            tx.execute_batch(SCHEMA)?;
+            tx.pragma_update(None, "user_version", VERSION)?;
+        }
+        tx.commit()?;
+    }
+    Ok((db, Ok(())))
+}
+
+fn refused(file: &Path, error: &rusqlite::Error) -> Error {
+    Error::Store(
+        format!("{}: {error}; the run store can be rebuilt from the log: move this file away and start again", file.display()).into(),
+    )
+}
+
+type Call = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// A connection on a thread of its own.
+#[derive(Clone)]
+struct Thread(mpsc::Sender<Call>);
+
+impl Thread {
+    fn start(name: &str, mut db: Connection) -> Result<Self> {
+        let (sender, mut calls) = mpsc::channel::<Call>(CALLS_MAX);
+        let run = move || {
+            db.set_prepared_statement_cache_capacity(64);
+            while let Some(call) = calls.blocking_recv() {
+                call(&mut db);
+            }
+        };
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(run)
+            .map_err(|error| Error::Store(format!("no thread for the run store: {error}").into()))?;
+        Ok(Self(sender))
+    }
+
+    async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let call: Call = Box::new(move |db| {
+            let _ = reply.send(work(db));
+        });
+        self.0.send(call).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?.map_err(|error| Error::Store(format!("the run store refuses: {error}").into()))
+    }
+}

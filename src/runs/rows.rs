@@ -1,0 +1,142 @@
+//! A run as a row.
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, Row, params};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::event::Failure;
+use crate::model::id::WorkId;
+use crate::model::output::{BlobRef, Output};
+use crate::model::run::Run;
+use crate::model::time::Timestamp;
+use crate::model::work::{Outcome, Work};
+use crate::transport::Position;
+
+/// The columns that `read` expects, in order.
+pub(super) const COLUMNS: &str = "local, work, run, parent, root, origin, target, trace, agent, task, status, event, \
+     assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome";
+
+/// How much of a task a row keeps.
+const TASK_MAX: usize = 2048;
+
+/// What is written of a work.
+pub(super) struct Folded {
+    pub(super) work: Work,
+    pub(super) upto: Position,
+}
+
+/// How a work ended, as its row keeps it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Ended {
+    Result(Value),
+    ResultRef(BlobRef),
+    Error(Failure),
+    Cancelled(Option<String>),
+}
+
+impl From<&Outcome> for Ended {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Complete(Output::Inline(value)) => Self::Result(value.clone()),
+            Outcome::Complete(Output::Blob(blob)) => Self::ResultRef(blob.clone()),
+            Outcome::Failed(failure) => Self::Error(failure.clone()),
+            Outcome::Cancelled(reason) => Self::Cancelled(reason.clone()),
+        }
+    }
+}
+
+impl From<Ended> for Outcome {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Result(value) => Self::Complete(Output::Inline(value)),
+            Ended::ResultRef(blob) => Self::Complete(Output::Blob(blob)),
+            Ended::Error(failure) => Self::Failed(failure),
+            Ended::Cancelled(reason) => Self::Cancelled(reason),
+        }
+    }
+}
+
+/// Writes a work's row; one that was folded further already stays.
+pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
+    let work = &folded.work;
+    // A work whose order has not been seen yet is written once it has.
+    let Some(order) = &work.assignment else { return Ok(()) };
+    let task: String = order.task.chars().take(TASK_MAX).collect();
+    let outcome = work.outcome.as_ref().map(|outcome| serde_json::to_string(&Ended::from(outcome)).unwrap_or_default());
+    let dead = matches!(&work.outcome, Some(Outcome::Failed(failure)) if failure.dead_letter);
+    let attempt = work.attempts.last().map_or(0, |attempt| attempt.number);
+    db.prepare_cached(
+        "INSERT INTO runs (work, run, parent, root, origin, target, trace, agent, task, status, event,
+                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+         ON CONFLICT (work) DO UPDATE SET status = excluded.status, event = excluded.event, accepted_at = excluded.accepted_at,
+             settled_at = excluded.settled_at, attempt = excluded.attempt, duration_ms = excluded.duration_ms,
+             outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen
+         WHERE excluded.seen > runs.seen",
+    )?
+    .execute(params![
+        order.work_id.as_bytes(),
+        order.orchestrator_run_id.as_str(),
+        order.orchestrator_run_id.parent().as_ref().map(|parent| parent.as_str()),
+        order.orchestrator_run_id.root().as_str(),
+        order.originating_station.as_str(),
+        order.target_station.as_str(),
+        order.trace_id,
+        order.agent_name.as_str(),
+        task,
+        serde_json::to_string(&work.status).unwrap_or_default(),
+        work.event,
+        order.assigned_at.as_millis(),
+        work.attempts.first().map(|attempt| attempt.started_at.as_millis()),
+        work.settled_at.map(Timestamp::as_millis),
+        attempt,
+        work.duration_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
+        outcome,
+        dead,
+        i64::try_from(folded.upto.0).unwrap_or(i64::MAX),
+    ])?;
+    Ok(())
+}
+
+/// Reads a row of `COLUMNS`.
+pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
+    let work: Vec<u8> = row.get(1)?;
+    Ok(Run {
+        local_number: row.get(0)?,
+        work_id: WorkId::from_slice(&work).ok_or_else(|| unreadable(1, "a work id"))?,
+        run_id: parsed(row, 2)?,
+        parent_run_id: row.get::<_, Option<String>>(3)?.map(|text| text.parse().map_err(|_| unreadable(3, "a run id"))).transpose()?,
+        root_run_id: parsed(row, 4)?,
+        originating_station: parsed(row, 5)?,
+        target_station: parsed(row, 6)?,
+        trace_id: row.get(7)?,
+        agent: parsed(row, 8)?,
+        task: row.get(9)?,
+        status: json(row, 10)?,
+        event: row.get(11)?,
+        assigned_at: Timestamp::from_millis(row.get(12)?),
+        accepted_at: row.get::<_, Option<i64>>(13)?.map(Timestamp::from_millis),
+        settled_at: row.get::<_, Option<i64>>(14)?.map(Timestamp::from_millis),
+        attempt: row.get(15)?,
+        duration_ms: row.get::<_, Option<i64>>(16)?.and_then(|ms| u64::try_from(ms).ok()),
+        outcome: match row.get_ref(17)? {
+            rusqlite::types::ValueRef::Null => None,
+            _ => Some(json::<Ended>(row, 17)?.into()),
+        },
+    })
+}
+
+fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    row.get::<_, String>(column)?.parse().map_err(|_| unreadable(column, "a name or an id"))
+}
+
+fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    serde_json::from_str(&row.get::<_, String>(column)?)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+}
+
+fn unreadable(column: usize, what: &'static str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("not {what}").into())
+}
