@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`registry`] | agents, stations, signs of life |
 //! | [`runs`] | the run store: the fold of the log, with its lineage |
 //! | [`results`] | parts of results of any size |
 //! | [`works`] | a work's state, read off the log |
@@ -21,6 +22,7 @@ pub mod agents;
 pub mod config;
 pub mod init;
 pub mod model;
+pub mod registry;
 pub mod results;
 pub mod runner;
 pub mod runs;
