@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`leaf`] | take from the hook, run, report |
 //! | [`registry`] | agents, stations, signs of life |
 //! | [`runs`] | the run store: the fold of the log, with its lineage |
 //! | [`results`] | parts of results of any size |
@@ -21,6 +22,7 @@
 pub mod agents;
 pub mod config;
 pub mod init;
+pub mod leaf;
 pub mod model;
 pub mod registry;
 pub mod results;

@@ -1,0 +1,348 @@
+//! Takes work from this station's hook, runs it, and reports.
+//!
+//! Each attempt is a held item: while its process lives, the hold is extended; when it dies, the hold runs out and somebody
+//! else takes the work as a later attempt. What this module holds in memory may be lost at any moment.
+
+mod attempt;
+mod policy;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::attempt::Word;
+use crate::config::Config;
+use crate::model::agent::Definition;
+use crate::model::event::{Event, Kind};
+use crate::model::id::WorkId;
+use crate::model::time::Timestamp;
+use crate::registry::Registry;
+use crate::runner::Runners;
+use crate::telemetry::now;
+use crate::transport::{Accept, Delivery, Filter, Result, Taken, Transport, Want};
+use crate::works::{Works, event_of};
+
+/// How often works whose time is up are looked after.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// How often the hook is looked at although nobody said that anything changed.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const EXPIRED_MAX: usize = 64;
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+/// How many words a running attempt may have waiting.
+const WORDS_MAX: usize = 256;
+
+/// The leaf role of one process; cheap to clone.
+#[derive(Clone)]
+pub struct Leaf(Arc<Inner>);
+
+struct Inner {
+    transport: Transport,
+    works: Works,
+    registry: Registry,
+    runners: Runners,
+    config: Arc<Config>,
+    tasks: TaskTracker,
+    running: Mutex<HashMap<WorkId, Running>>,
+    /// Counts attempts that have ended.
+    freed: watch::Sender<u64>,
+    accept: Accept,
+    /// Held by whoever takes work.
+    taking: tokio::sync::Mutex<()>,
+    /// When what runs here was held last.
+    held_ms: AtomicI64,
+    /// Takes nothing but these works, if set.
+    only: Mutex<Option<Vec<WorkId>>>,
+}
+
+/// An attempt that runs in this process.
+struct Running {
+    delivery: Delivery,
+    definition: Arc<Definition>,
+    words: mpsc::Sender<Word>,
+}
+
+impl Leaf {
+    /// A leaf that takes nothing yet.
+    pub fn new(transport: Transport, works: Works, registry: Registry, runners: Runners, config: Arc<Config>, tasks: TaskTracker) -> Self {
+        Self(Arc::new(Inner {
+            accept: attempt::accept(registry.me()),
+            transport,
+            works,
+            registry,
+            runners,
+            config,
+            tasks,
+            running: Mutex::default(),
+            freed: watch::Sender::new(0),
+            taking: tokio::sync::Mutex::default(),
+            held_ms: AtomicI64::new(now().as_millis()),
+            only: Mutex::default(),
+        }))
+    }
+
+    /// From now on takes nothing but these works.
+    pub fn keep_to(&self, works: Vec<WorkId>) {
+        *self.0.only.lock().unwrap_or_else(PoisonError::into_inner) = Some(works);
+        self.0.freed.send_modify(|count| *count += 1);
+    }
+
+    /// How many attempts run in this process.
+    pub fn running(&self) -> usize {
+        self.0.running().len()
+    }
+
+    /// Takes and runs work until cancelled; what runs then goes on until `drain`. A taking that is under way is always finished.
+    pub async fn run(&self, cancel: CancellationToken) {
+        let _taking = self.0.taking.lock().await;
+        tokio::join!(self.take_on(&cancel), self.sweep_on(&cancel));
+    }
+
+    /// Extends what this process holds and passes on what others say of it, until cancelled: as long as anything runs.
+    pub async fn attend(&self, cancel: CancellationToken) {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            ((), ()) = async { tokio::join!(self.hold_on(), self.listen_on()) } => {}
+        }
+    }
+
+    /// Gives running work its grace, then stops it and hands it back. Returns when nothing of it runs.
+    pub async fn drain(&self, grace: Duration) {
+        // Whoever is still taking starts what it took first.
+        drop(self.0.taking.lock().await);
+        if tokio::time::timeout(grace, self.idle()).await.is_ok() {
+            return;
+        }
+        for words in self.0.running().values().map(|running| running.words.clone()).collect::<Vec<_>>() {
+            let _ = words.try_send(Word::HandBack);
+        }
+        let patience = self.0.config.lattice.work.kill_after.get() + Duration::from_secs(5);
+        let _ = tokio::time::timeout(patience, self.idle()).await;
+    }
+
+    /// Waits until nothing runs.
+    async fn idle(&self) {
+        let mut freed = self.0.freed.subscribe();
+        while self.running() > 0 && freed.changed().await.is_ok() {}
+    }
+
+    async fn take_on(&self, cancel: &CancellationToken) {
+        let station = &self.0.registry.me().station;
+        let mut signal = self.0.transport.queue.signal(station);
+        let mut changes = self.0.registry.changes();
+        let mut freed = self.0.freed.subscribe();
+        while !cancel.is_cancelled() {
+            let next_at = match self.take().await {
+                Ok(Some(next_at)) => next_at,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "could not take work; trying again");
+                    Some(now().after(TROUBLE_PAUSE))
+                }
+            };
+            let wake = next_at.map_or(LOOK_EVERY, |at| at.since(now()).min(LOOK_EVERY));
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = signal.changed() => {}
+                _ = changes.changed() => {}
+                _ = freed.changed() => {}
+                () = tokio::time::sleep(wake) => {}
+            }
+        }
+    }
+
+    /// Takes as much as there is room for. `None`: something was taken, and there may be more.
+    async fn take(&self) -> Result<Option<Option<Timestamp>>> {
+        let Some((want, definitions)) = self.want() else { return Ok(Some(None)) };
+        // After a sleep, ours or the machine's, what runs here is held again before anybody could take it for dead.
+        if now().since(self.0.held_at()) > want.lease / 2 {
+            self.hold().await?;
+        }
+        let take = self.0.transport.queue.take(&self.0.registry.me().station, &want).await?;
+        let some = !take.taken.is_empty();
+        for taken in take.taken {
+            match definitions.get(&taken.lane) {
+                Some(definition) => self.start(taken, definition.clone()),
+                None => tracing::error!(lane = taken.lane, "took work of a lane that was not wanted"),
+            }
+        }
+        Ok(if some { None } else { Some(take.next_at) })
+    }
+
+    /// The room that is left, by lane; none when there is none.
+    fn want(&self) -> Option<(Want, HashMap<String, Arc<Definition>>)> {
+        let served = self.0.registry.served();
+        let running = self.0.running();
+        let room = (self.0.config.lattice.work.max_parallel as usize).saturating_sub(running.len());
+        let mut by_agent: HashMap<&str, usize> = HashMap::new();
+        for attempt in running.values() {
+            *by_agent.entry(attempt.definition.manifest.name.as_str()).or_default() += 1;
+        }
+        let mut lanes = Vec::with_capacity(served.len());
+        let mut definitions = HashMap::with_capacity(served.len());
+        for lane in served {
+            let manifest = &lane.definition.manifest;
+            let cap = manifest.limits.max_parallel.map_or(usize::MAX, |cap| cap as usize);
+            let left = cap.saturating_sub(by_agent.get(manifest.name.as_str()).copied().unwrap_or(0)).min(room);
+            if left > 0 {
+                lanes.push((lane.name.clone(), u32::try_from(left).unwrap_or(u32::MAX)));
+                definitions.insert(lane.name, lane.definition);
+            }
+        }
+        let want = Want {
+            holder: self.0.registry.me().instance,
+            lanes,
+            room: u32::try_from(room).unwrap_or(u32::MAX),
+            lease: self.0.config.lattice.work.lease.get(),
+            accept: self.0.accept.clone(),
+            only: self.0.only.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        };
+        (!want.lanes.is_empty()).then_some((want, definitions))
+    }
+
+    fn start(&self, taken: Taken, definition: Arc<Definition>) {
+        let (words, inbox) = mpsc::channel(WORDS_MAX);
+        let delivery = taken.delivery.clone();
+        let id = delivery.id;
+        // An earlier attempt of ours that lost its hold makes way.
+        let earlier = self.0.running().insert(id, Running { delivery: delivery.clone(), definition: definition.clone(), words });
+        if let Some(earlier) = earlier {
+            let _ = earlier.words.try_send(Word::Lost);
+        }
+        let leaf = self.clone();
+        self.0.tasks.spawn(async move {
+            attempt::run(&leaf.0, taken, definition, inbox).await;
+            let mut running = leaf.0.running();
+            if running.get(&id).is_some_and(|current| current.delivery == delivery) {
+                running.remove(&id);
+            }
+            drop(running);
+            leaf.0.freed.send_modify(|count| *count += 1);
+        });
+    }
+
+    async fn sweep_on(&self, cancel: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+            }
+            let queue = &self.0.transport.queue;
+            match queue.take_expired(self.0.registry.me().instance, self.0.config.lattice.work.lease.get(), EXPIRED_MAX).await {
+                Ok(expired) => {
+                    for taken in expired {
+                        attempt::expire(&self.0, &taken).await;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "could not look for works whose time is up"),
+            }
+        }
+    }
+
+    /// Holds on to what runs here, and looks whether anything was said of it that it did not hear.
+    async fn hold_on(&self) {
+        let mut tick = tokio::time::interval(self.0.config.lattice.work.lease.get() / 4);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Err(error) = self.hold().await {
+                tracing::warn!(%error, "could not extend the attempts that run here");
+            }
+            if let Err(error) = self.look_again().await {
+                tracing::warn!(%error, "could not look after the attempts that run here");
+            }
+        }
+    }
+
+    /// Extends what is held; a later attempt elsewhere makes ours stop.
+    async fn hold(&self) -> Result<()> {
+        let held: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
+        let at = now();
+        if !held.is_empty() {
+            let lost = self.0.transport.queue.extend(&held, self.0.config.lattice.work.lease.get(), None).await?;
+            lost.iter().for_each(|delivery| self.tell(delivery.id, Some(delivery), Word::Lost));
+        }
+        self.0.held_ms.store(at.as_millis(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn look_again(&self) -> Result<()> {
+        let running: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
+        for delivery in running {
+            let Some(work) = self.0.works.get(delivery.id).await? else { continue };
+            match work.status.mark() {
+                None => self.tell(delivery.id, Some(&delivery), Word::Lost),
+                Some(mark) if mark.cancelling => self.tell(delivery.id, Some(&delivery), Word::Cancel(work.cancel_reason.clone())),
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what assigners and others say of works that run here.
+    async fn listen_on(&self) {
+        let log = &self.0.transport.log;
+        let mut after = None;
+        loop {
+            let heard = async {
+                let from = match after {
+                    Some(after) => after,
+                    None => log.head().await?,
+                };
+                let mut follow = log.follow(Filter::AllStatus, from).await?;
+                loop {
+                    for entry in follow.next().await? {
+                        after = Some(entry.position);
+                        if let Some(event) = event_of(&entry) {
+                            self.hear(event);
+                        }
+                    }
+                }
+                #[expect(unreachable_code, reason = "gives the block its type")]
+                Result::Ok(())
+            };
+            if let Err(error) = heard.await {
+                tracing::warn!(%error, "could not follow the log; trying again");
+            }
+            tokio::time::sleep(TROUBLE_PAUSE).await;
+        }
+    }
+
+    fn hear(&self, event: Event) {
+        let word = match event.kind {
+            Kind::Cancelled { reason } => Word::Cancel(reason),
+            Kind::Answered { ask, answer } => Word::Answer { ask, answer },
+            Kind::Escalate(ask) => Word::Asked { ask: ask.ask, attempt: event.attempt },
+            _ => return,
+        };
+        self.tell(event.work_id, None, word);
+    }
+
+    fn tell(&self, id: WorkId, delivery: Option<&Delivery>, word: Word) {
+        let words = self
+            .0
+            .running()
+            .get(&id)
+            .filter(|running| delivery.is_none_or(|held| *held == running.delivery))
+            .map(|running| running.words.clone());
+        if let Some(words) = words
+            && words.try_send(word).is_err()
+        {
+            tracing::warn!(work_id = %id, "a running attempt does not listen");
+        }
+    }
+}
+
+impl Inner {
+    fn held_at(&self) -> Timestamp {
+        Timestamp::from_millis(self.held_ms.load(Ordering::Relaxed))
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

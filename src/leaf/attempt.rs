@@ -1,0 +1,482 @@
+//! One attempt at one work, from its taking to its last record.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::policy::{self, After, Verdict};
+use super::{Inner, TROUBLE_PAUSE};
+use crate::model::agent::Definition;
+use crate::model::event::{Ask, Event, Failure, FailureKind, Kind};
+use crate::model::id::RunId;
+use crate::model::time::{Span, Timestamp};
+use crate::model::work::{Assignment, Status, Work};
+use crate::registry::Identity;
+use crate::runner::{Answer, Ended, Line, Order, Report};
+use crate::telemetry::now;
+use crate::transport::{Accept, Delivery, Record, Result, Taken};
+use crate::works::record;
+
+const REPORTS_MAX: usize = 64;
+const ANSWERS_MAX: usize = 16;
+
+/// What a running attempt is told from outside.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Word {
+    /// Somebody wants it cancelled.
+    Cancel(Option<String>),
+    /// The answer to a question.
+    Answer { ask: u32, answer: Value },
+    /// A question was put on its behalf, by the tool.
+    Asked { ask: u32, attempt: u32 },
+    /// A later attempt holds the work.
+    Lost,
+    /// The station stops.
+    HandBack,
+}
+
+/// Why an attempt is being stopped.
+#[derive(Debug, Clone, PartialEq)]
+enum Why {
+    Cancelled(Option<String>),
+    Failed(Failure),
+    Lost,
+    HandBack,
+}
+
+/// What every step of an attempt needs.
+struct Attempt<'a> {
+    leaf: &'a Inner,
+    delivery: &'a Delivery,
+    assignment: Arc<Assignment>,
+    definition: Arc<Definition>,
+    started: Instant,
+}
+
+/// Runs an attempt to its end; when it returns, its records stand and its item is settled, released, or somebody else's.
+pub(super) async fn run(leaf: &Inner, taken: Taken, definition: Arc<Definition>, inbox: mpsc::Receiver<Word>) {
+    let assignment = match serde_json::from_slice::<Assignment>(&taken.body) {
+        Ok(assignment) => Arc::new(assignment),
+        Err(error) => {
+            tracing::error!(work_id = %taken.delivery.id, %error, "an item of the hook is not an assignment; it is dropped");
+            let _ = leaf.transport.queue.settle(&taken.delivery, Vec::new()).await;
+            return;
+        }
+    };
+    let span = tracing::info_span!("attempt", work_id = %assignment.work_id, run_id = %assignment.orchestrator_run_id,
+        agent = %assignment.agent_name, attempt = taken.delivery.attempt);
+    let attempt = Attempt { leaf, delivery: &taken.delivery, assignment, definition, started: Instant::now() };
+    async {
+        if let Err(error) = attempt.go(inbox).await {
+            tracing::error!(%error, "the attempt is left to its lease: another one follows");
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// What is put on the log with each taking: the attempt is accepted.
+pub(super) fn accept(me: &Identity) -> Accept {
+    let me = me.clone();
+    Accept::with(move |taken| {
+        let assignment: Run = serde_json::from_slice(&taken.body).ok()?;
+        let (station, instance) = (me.station.clone(), me.instance);
+        let (work_id, attempt) = (taken.delivery.id, taken.delivery.attempt);
+        let run_id = assignment.orchestrator_run_id;
+        Some(record(&Event { work_id, run_id, at: now(), station, instance, attempt, kind: Kind::Accepted }))
+    })
+}
+
+/// The one field of an assignment that a record needs.
+#[derive(serde::Deserialize)]
+struct Run {
+    orchestrator_run_id: RunId,
+}
+
+/// Settles work whose time ran out while nobody held it.
+pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
+    let settled = async {
+        let (_, work) = leaf.works.history(taken.delivery.id).await?;
+        let Ok(assignment) = serde_json::from_slice::<Assignment>(&taken.body) else {
+            return leaf.transport.queue.settle(&taken.delivery, Vec::new()).await;
+        };
+        let records = match &work {
+            Some(work) if work.status.is_settled() => Vec::new(),
+            Some(work) if work.status.mark().is_some_and(|mark| mark.cancelling) => {
+                let kind = Kind::Cancelled { reason: work.cancel_reason.clone() };
+                vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
+            }
+            _ => {
+                let failure = timed_out(&assignment, work.as_ref());
+                let kind = Kind::Failed { failure, duration_ms: 0 };
+                vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
+            }
+        };
+        leaf.transport.queue.settle(&taken.delivery, records).await
+    };
+    if let Err(error) = settled.await {
+        tracing::warn!(work_id = %taken.delivery.id, %error, "could not settle work whose time is up; trying again");
+    }
+}
+
+fn timed_out(assignment: &Assignment, work: Option<&Work>) -> Failure {
+    let timeout = assignment.timeout;
+    let station = &assignment.target_station;
+    let Some(work) = work.filter(|work| !work.attempts.is_empty()) else {
+        let text = format!(
+            "timed out after {timeout} in the queue of station {station}: no process that runs agent {} took it",
+            assignment.agent_name
+        );
+        return Failure::new(FailureKind::QueueTimeout, text);
+    };
+    if let Some(ask) = work.open_question() {
+        let text = format!("timed out: nobody answered question {} ({}) in time", ask.ask, ask.reason);
+        return Failure::new(FailureKind::TotalTimeout, text);
+    }
+    let last = work.attempts.last().map_or(0, |attempt| attempt.number);
+    let ended = work
+        .attempts
+        .last()
+        .and_then(|attempt| attempt.ended.as_ref())
+        .map_or("its process gave no more sign of life", |failure| &failure.message);
+    Failure::new(FailureKind::TotalTimeout, format!("timed out after {timeout} in all; attempt {last} had ended: {ended}"))
+}
+
+fn event(leaf: &Inner, run_id: &RunId, delivery: &Delivery, kind: Kind) -> Event {
+    let me = leaf.registry.me();
+    Event {
+        work_id: delivery.id,
+        run_id: run_id.clone(),
+        at: now(),
+        station: me.station.clone(),
+        instance: me.instance,
+        attempt: delivery.attempt,
+        kind,
+    }
+}
+
+impl Attempt<'_> {
+    async fn go(&self, inbox: mpsc::Receiver<Word>) -> Result<()> {
+        let work = self.accepted().await?;
+        let retry = &self.leaf.config.lattice.retry;
+        match policy::before(&work, self.delivery.attempt, retry, &self.definition.manifest.limits) {
+            Verdict::Drop => self.settle(Vec::new()).await,
+            Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
+            Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
+            Verdict::Run => self.execute(work, inbox).await,
+        }
+    }
+
+    /// The attempt stands on the log; what else stands there? Whoever came first, wins.
+    async fn accepted(&self) -> Result<Work> {
+        let log = &self.leaf.transport.log;
+        loop {
+            let (_, work) = self.leaf.works.history(self.delivery.id).await?;
+            match work {
+                Some(work)
+                    if work.assignment.is_some() && work.attempts.last().is_some_and(|last| last.number >= self.delivery.attempt) =>
+                {
+                    return Ok(work);
+                }
+                // The assigner, or we, died between the hook and the log, in an earlier life of this item.
+                _ => {
+                    let order = Kind::Assigned(Box::new((*self.assignment).clone()));
+                    log.append(vec![self.record(order), self.record(Kind::Accepted)]).await?;
+                }
+            };
+        }
+    }
+
+    async fn execute(&self, work: Work, inbox: mpsc::Receiver<Word>) -> Result<()> {
+        let (reports, heard) = mpsc::channel(REPORTS_MAX);
+        let (answers, answered) = mpsc::channel(ANSWERS_MAX);
+        let stop = CancellationToken::new();
+        let order = Order {
+            assignment: self.assignment.clone(),
+            attempt: self.delivery.attempt,
+            definition: self.definition.clone(),
+            exchanges: work.exchanges.clone(),
+        };
+        let runner = self.leaf.runners.runner_for(&self.definition.runner);
+        let line = Line { reports, answers: answered, stop: stop.clone() };
+        let mut watch = Watch::new(self, &work, stop, answers);
+        let ended = watch.over(runner.run(order, line), heard, inbox).await?;
+        let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match (ended, watch.why.take()) {
+            (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms })]).await,
+            (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, duration_ms).await,
+            (Ended::Failed(failure), None) => self.failed(&work, failure, watch.deadline(), duration_ms).await,
+            (Ended::Parked, None) => self.park(watch.last_ask).await,
+            (Ended::Stopped, None) => self.stopped(Why::HandBack, duration_ms).await,
+        }
+    }
+
+    async fn stopped(&self, why: Why, duration_ms: u64) -> Result<()> {
+        match why {
+            Why::Cancelled(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
+            Why::Failed(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms })]).await,
+            Why::Lost => {
+                // No crash, and no failure: what was given up for another attempt burns none.
+                let failure = Failure::new(FailureKind::HandedBack, "another attempt holds the work, or it has settled");
+                let given_up = self.record(Kind::Retrying { failure, next_at: now() });
+                self.leaf.transport.log.append(vec![given_up]).await.map(|_| ())
+            }
+            Why::HandBack => {
+                let failure = Failure::new(FailureKind::HandedBack, "the station stopped and gave the work back");
+                self.release(now(), None, Kind::Retrying { failure, next_at: now() }).await.map(|_| ())
+            }
+        }
+    }
+
+    async fn failed(&self, work: &Work, failure: Failure, deadline: Timestamp, duration_ms: u64) -> Result<()> {
+        let burnt = work.attempts_burnt(self.delivery.attempt) + 1;
+        let limits = &self.definition.manifest.limits;
+        match policy::after(failure, burnt, &self.leaf.config.lattice.retry, limits, now(), deadline) {
+            After::Fail(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms })]).await,
+            After::Retry(failure, next_at) => {
+                self.release(next_at, None, Kind::Retrying { failure, next_at }).await?;
+                self.heed_late_words().await
+            }
+        }
+    }
+
+    /// Lets go of work that waits for an answer; whoever answers wakes it.
+    async fn park(&self, asked: Option<Ask>) -> Result<()> {
+        let Some(ask) = asked else {
+            let failure = Failure::new(FailureKind::Agent, "the agent ended to wait for an answer, but asked nothing");
+            return self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await;
+        };
+        let until = now().after(self.leaf.config.lattice.work.answer_timeout.get());
+        self.release(until, Some(until), Kind::Escalate(Ask { parked: true, ..ask })).await?;
+        self.heed_late_words().await
+    }
+
+    /// An answer or a cancel that came while the work was being let go of finds nobody who listens: look once more.
+    async fn heed_late_words(&self) -> Result<()> {
+        let (_, work) = self.leaf.works.history(self.delivery.id).await?;
+        let Some(work) = work else { return Ok(()) };
+        let queue = &self.leaf.transport.queue;
+        let station = &self.delivery.station;
+        match work.status {
+            status if status.is_settled() => queue.remove(station, self.delivery.id, Vec::new()).await.map(|_| ()),
+            Status::Pending(_) if work.retry_at.is_none_or(|at| at <= now()) => {
+                let deadline = self.assignment.deadline().after(work.waited(now()));
+                queue.wake(station, self.delivery.id, Some(deadline), Vec::new()).await.map(|_| ())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Settles the work; while the store refuses (a full disk), it tries again for as long as the attempt is held.
+    async fn settle(&self, records: Vec<Record>) -> Result<()> {
+        let held = self.retrying(|| self.leaf.transport.queue.settle(self.delivery, records.clone())).await?;
+        if !held {
+            tracing::info!("a later attempt holds the work; this one's outcome stands as evidence, or wins if it is the first");
+        }
+        Ok(())
+    }
+
+    async fn release(&self, at: Timestamp, deadline: Option<Timestamp>, kind: Kind) -> Result<bool> {
+        let records = vec![self.record(kind)];
+        self.retrying(|| self.leaf.transport.queue.release(self.delivery, at, deadline, records.clone())).await
+    }
+
+    async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {
+        const TRIES: u32 = 60;
+        let mut tries = 0;
+        loop {
+            match step().await {
+                Err(error @ crate::transport::Error::Store(_)) if tries < TRIES => {
+                    tracing::error!(%error, "an outcome could not be stored; trying again");
+                    tries += 1;
+                    tokio::time::sleep(TROUBLE_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn record(&self, kind: Kind) -> Record {
+        record(&event(self.leaf, &self.assignment.orchestrator_run_id, self.delivery, kind))
+    }
+}
+
+/// Watches over a running agent: its reports, what is said from outside, and the clock.
+struct Watch<'a> {
+    attempt: &'a Attempt<'a>,
+    stop: CancellationToken,
+    answers: mpsc::Sender<Answer>,
+    why: Option<Why>,
+    asks: u32,
+    answered: u32,
+    last_ask: Option<Ask>,
+    /// Since when it waits for an answer.
+    waiting: Option<Timestamp>,
+    /// How long it has waited for answers before.
+    waited: Duration,
+    silence: Duration,
+    heard_at: Instant,
+}
+
+impl<'a> Watch<'a> {
+    fn new(attempt: &'a Attempt<'a>, work: &Work, stop: CancellationToken, answers: mpsc::Sender<Answer>) -> Self {
+        let silence = attempt.definition.manifest.limits.silence.or(attempt.leaf.config.lattice.work.silence);
+        let asks = work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0);
+        Self {
+            attempt,
+            stop,
+            answers,
+            why: None,
+            asks,
+            answered: asks,
+            last_ask: None,
+            waiting: None,
+            waited: work.waited(now()),
+            silence: silence.map_or(Duration::MAX, Span::get),
+            heard_at: Instant::now(),
+        }
+    }
+
+    /// The moment at which the work has taken too long; time spent waiting for answers does not count.
+    fn deadline(&self) -> Timestamp {
+        let waiting = self.waiting.map_or(Duration::ZERO, |since| now().since(since));
+        self.attempt.assignment.deadline().after(self.waited + waiting)
+    }
+
+    async fn over(
+        &mut self,
+        run: impl Future<Output = Ended>,
+        mut reports: mpsc::Receiver<Report>,
+        mut inbox: mpsc::Receiver<Word>,
+    ) -> Result<Ended> {
+        let mut run = std::pin::pin!(run);
+        let ended = loop {
+            let check_at = self.next_check();
+            tokio::select! {
+                biased;
+                Some(word) = inbox.recv() => self.hear(word).await?,
+                Some(report) = reports.recv() => self.take_in(report).await?,
+                ended = &mut run => break ended,
+                () = tokio::time::sleep_until(check_at) => self.check_clock(),
+            }
+        };
+        while let Ok(report) = reports.try_recv() {
+            self.take_in(report).await?;
+        }
+        while let Ok(word) = inbox.try_recv() {
+            self.hear(word).await?;
+        }
+        Ok(ended)
+    }
+
+    fn next_check(&self) -> Instant {
+        const FAR: Duration = Duration::from_secs(3600);
+        if self.why.is_some() {
+            return Instant::now() + FAR;
+        }
+        if let Some(since) = self.waiting {
+            return Instant::now() + since.after(self.answer_timeout()).since(now());
+        }
+        let total = Instant::now() + self.deadline().since(now());
+        self.heard_at.checked_add(self.silence).map_or(total, |silent| silent.min(total))
+    }
+
+    fn check_clock(&mut self) {
+        if self.why.is_some() {
+            return;
+        }
+        if let Some(since) = self.waiting {
+            if now() >= since.after(self.answer_timeout()) {
+                let text = format!("timed out: nobody answered question {} in time", self.asks);
+                self.end(Why::Failed(Failure::new(FailureKind::TotalTimeout, text)));
+            }
+            return;
+        }
+        let assignment = &self.attempt.assignment;
+        if now() >= self.deadline() {
+            let text = format!("timed out: it took more than {} in all", assignment.timeout);
+            self.end(Why::Failed(Failure::new(FailureKind::TotalTimeout, text)));
+        } else if self.heard_at.elapsed() >= self.silence {
+            let silence = Span::millis(u64::try_from(self.silence.as_millis()).unwrap_or(u64::MAX));
+            let text = format!("timed out: agent {} said nothing for {silence}", assignment.agent_name);
+            self.end(Why::Failed(Failure::new(FailureKind::SilenceTimeout, text)));
+        }
+    }
+
+    fn end(&mut self, why: Why) {
+        // The first reason counts, unless the work is somebody else's by now.
+        if self.why.is_none() || why == Why::Lost {
+            self.why = Some(why);
+        }
+        self.stop.cancel();
+    }
+
+    async fn hear(&mut self, word: Word) -> Result<()> {
+        match word {
+            Word::Cancel(reason) => self.end(Why::Cancelled(reason)),
+            Word::Lost => self.end(Why::Lost),
+            Word::HandBack => self.end(Why::HandBack),
+            Word::Asked { ask, attempt } if attempt == self.attempt.delivery.attempt && ask > self.asks => {
+                self.asks = ask;
+                self.wait_for_answer().await?;
+            }
+            Word::Answer { ask, answer } if ask > self.answered && ask <= self.asks => {
+                self.answered = ask;
+                if ask == self.asks {
+                    self.resume().await?;
+                }
+                // An agent that does not listen gets the answer with its next attempt.
+                let _ = self.answers.try_send(Answer { ask, answer });
+            }
+            Word::Asked { .. } | Word::Answer { .. } => {}
+        }
+        Ok(())
+    }
+
+    async fn take_in(&mut self, report: Report) -> Result<()> {
+        self.heard_at = Instant::now();
+        let kind = match report {
+            Report::Alive => return Ok(()),
+            Report::Progress { pct, message } => Kind::Progress { pct, message },
+            Report::Escalate { reason, context, needs } => {
+                self.asks += 1;
+                self.wait_for_answer().await?;
+                let ask = Ask { ask: self.asks, reason, context, needs, parked: false };
+                self.last_ask = Some(ask.clone());
+                Kind::Escalate(ask)
+            }
+        };
+        let record = self.attempt.record(kind);
+        let log = &self.attempt.leaf.transport.log;
+        self.attempt.retrying(|| log.append(vec![record.clone()])).await.map(|_| ())
+    }
+
+    /// While a question is open the clocks stand still, and the item's deadline is the answer's.
+    async fn wait_for_answer(&mut self) -> Result<()> {
+        self.waiting.get_or_insert_with(now);
+        self.extend(now().after(self.answer_timeout())).await
+    }
+
+    fn answer_timeout(&self) -> Duration {
+        self.attempt.leaf.config.lattice.work.answer_timeout.get()
+    }
+
+    async fn resume(&mut self) -> Result<()> {
+        if let Some(since) = self.waiting.take() {
+            self.waited += now().since(since);
+        }
+        self.heard_at = Instant::now();
+        self.extend(self.deadline()).await
+    }
+
+    async fn extend(&self, deadline: Timestamp) -> Result<()> {
+        let lease = self.attempt.leaf.config.lattice.work.lease.get();
+        self.attempt.leaf.transport.queue.extend(std::slice::from_ref(self.attempt.delivery), lease, Some(deadline)).await.map(|_| ())
+    }
+}
