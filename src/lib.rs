@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`dispatcher`] | assign, check, await, answer, cancel, escalate |
 //! | [`leaf`] | take from the hook, run, report |
 //! | [`registry`] | agents, stations, signs of life |
 //! | [`runs`] | the run store: the fold of the log, with its lineage |
@@ -21,6 +22,7 @@
 
 pub mod agents;
 pub mod config;
+pub mod dispatcher;
 pub mod init;
 pub mod leaf;
 pub mod model;

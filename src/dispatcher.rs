@@ -1,0 +1,472 @@
+//! Assign, check, await, cancel, answer, escalate: what an orchestrator does.
+//!
+//! Every verb works on any work of the lattice, in any process of it: there is no table of pending works here.
+//! It does not know MCP, nor how work is executed.
+
+mod assign;
+mod wait;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value};
+
+pub use self::assign::Schemas;
+pub use self::wait::Mode;
+use crate::config::Config;
+use crate::model::event::{Ask, Event, Kind, Needs};
+use crate::model::id::{self, AgentName, RunId, StationId, WorkId};
+use crate::model::run::Run;
+use crate::model::size::Size;
+use crate::model::time::Span;
+use crate::model::work::{Exchange, Status, Work};
+use crate::registry::Registry;
+use crate::runs::{self, Runs};
+use crate::telemetry::{TraceContext, now};
+use crate::transport::{self, Transport};
+use crate::works::{Works, record, record_for_all};
+
+/// Dispatches for every caller of this process; cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher(Arc<Inner>);
+
+struct Inner {
+    transport: Transport,
+    works: Works,
+    registry: Registry,
+    runs: Runs,
+    config: Arc<Config>,
+    schemas: Schemas,
+}
+
+/// Whoever calls: one per connection, or one per request where there are no connections.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    bound: Option<Bound>,
+    /// The root that this connection's first assignment opened.
+    root: Option<Arc<tokio::sync::Mutex<Option<Opened>>>>,
+    /// The questions whose answers it has had.
+    had: Arc<Mutex<HashSet<(WorkId, u32)>>>,
+}
+
+/// The work that a connection's agent executes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// The work.
+    pub work_id: WorkId,
+    /// Its run: what the connection assigns is its child.
+    pub run_id: RunId,
+    /// The attempt.
+    pub attempt: u32,
+}
+
+/// A root run, and numbers of its children that nobody else has.
+#[derive(Debug)]
+struct Opened {
+    root: RunId,
+    free: std::ops::Range<u64>,
+    /// How many numbers are fetched next time.
+    block: u64,
+}
+
+impl Caller {
+    /// A caller of whom nothing is remembered: each assignment opens a root of its own.
+    pub fn stateless() -> Self {
+        Self::default()
+    }
+
+    /// A connection: its first assignment opens a root run that the later ones join.
+    pub fn connection() -> Self {
+        Self { root: Some(Arc::default()), ..Self::default() }
+    }
+
+    /// The connection of an agent that executes a work.
+    pub fn bound(bound: Bound) -> Self {
+        Self { bound: Some(bound), ..Self::default() }
+    }
+
+    fn has_had(&self, id: WorkId, ask: u32) -> bool {
+        self.had.lock().unwrap_or_else(PoisonError::into_inner).contains(&(id, ask))
+    }
+
+    /// The work that the connection's agent executes.
+    pub fn work(&self) -> Option<&Bound> {
+        self.bound.as_ref()
+    }
+}
+
+/// An order, as a caller gives it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The agent.
+    pub agent: AgentName,
+    /// What it is asked to do.
+    pub task: String,
+    /// Structured input.
+    pub context: Map<String, Value>,
+    /// The station that must hold the agent, if the caller cares.
+    pub station: Option<StationId>,
+    /// Higher is more urgent.
+    pub priority: i64,
+    /// How long the work may take in all.
+    pub timeout: Option<Span>,
+    /// A run whose root it joins.
+    pub run_id: Option<RunId>,
+    /// Makes repeating the order harmless.
+    pub idempotency_key: Option<String>,
+    /// The trace that the client is in.
+    pub trace: Option<TraceContext>,
+}
+
+/// An order that is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// The work.
+    pub work_id: WorkId,
+    /// The agent.
+    pub agent: AgentName,
+    /// The station whose hook has it.
+    pub station: StationId,
+    /// The work's own run.
+    pub run_id: RunId,
+    /// The top of its tree.
+    pub root_run_id: RunId,
+    /// Whether a process that runs the agent is alive; else the work waits for one.
+    pub online: bool,
+    /// The idempotency key was known: this is the work of the first order.
+    pub known: bool,
+}
+
+/// Why a verb was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No such agent.
+    #[error("no agent named {name} is registered in this lattice")]
+    UnknownAgent {
+        /// The name.
+        name: String,
+        /// Those that exist, the closest names first.
+        known: Vec<AgentName>,
+    },
+    /// The agent is elsewhere.
+    #[error("agent {agent} is held by station {holder}, not by {asked}")]
+    WrongStation {
+        /// The agent.
+        agent: AgentName,
+        /// Who holds it.
+        holder: StationId,
+        /// Who was asked for.
+        asked: StationId,
+    },
+    /// The agent cannot run.
+    #[error("agent {agent} cannot run: {reason}")]
+    Unavailable {
+        /// The agent.
+        agent: AgentName,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The context does not fit the agent's input schema.
+    #[error("context does not fit the input schema of agent {agent}: {}", problems.join("; "))]
+    BadInput {
+        /// The agent.
+        agent: AgentName,
+        /// Each with its JSON path.
+        problems: Vec<String>,
+    },
+    /// A schema of the agent is broken.
+    #[error("the input schema of agent {agent} is broken: {reason}")]
+    BadSchema {
+        /// The agent.
+        agent: AgentName,
+        /// Why.
+        reason: String,
+    },
+    /// The task and its context are too large.
+    #[error("task and context are {size} bytes, and at most {max} are taken (lattice.work.input_max)")]
+    TooLarge {
+        /// How large.
+        size: usize,
+        /// How large they may be.
+        max: Size,
+    },
+    /// The priority is out of bounds.
+    #[error("priority {priority} is out of bounds: it goes from -{max} to {max}, and higher is more urgent")]
+    Priority {
+        /// The priority.
+        priority: i64,
+        /// The bound.
+        max: i32,
+    },
+    /// The timeout is out of bounds.
+    #[error("timeout {timeout} is out of bounds: it goes from 1ms to {max}")]
+    Timeout {
+        /// The timeout.
+        timeout: Span,
+        /// The bound.
+        max: Span,
+    },
+    /// The run is not known.
+    #[error("no run {0} is known in this lattice")]
+    UnknownRun(RunId),
+    /// Works assign works too deep.
+    #[error("run {run_id} is {max} levels deep, and no deeper is allowed (lattice.work.depth_max)")]
+    TooDeep {
+        /// The parent.
+        run_id: RunId,
+        /// The bound.
+        max: u32,
+    },
+    /// An idempotency key that cannot be one.
+    #[error("an idempotency_key has 1 to 256 characters, and this one has {0}")]
+    BadKey(usize),
+    /// Another order under the same key.
+    #[error("idempotency_key {key:?} was used for another order (work {work_id})")]
+    KeyReused {
+        /// The key.
+        key: String,
+        /// The first order's work.
+        work_id: WorkId,
+    },
+    /// No such work.
+    #[error("no work {0} is known in this lattice")]
+    UnknownWork(WorkId),
+    /// Too many works in one call.
+    #[error("{given} works were named, and at most {max} are taken (mcp.works_max)")]
+    TooMany {
+        /// How many.
+        given: usize,
+        /// How many may be.
+        max: u32,
+    },
+    /// Nobody waits for an answer.
+    #[error("work {work_id} is {status}, and waits for no answer")]
+    NotEscalated {
+        /// The work.
+        work_id: WorkId,
+        /// Where it stands.
+        status: &'static str,
+    },
+    /// Somebody else answered first.
+    #[error("question {ask} of work {work_id} was answered by somebody else already")]
+    AnsweredAlready {
+        /// The work.
+        work_id: WorkId,
+        /// The question.
+        ask: u32,
+    },
+    /// The work does not run, so it cannot ask.
+    #[error("work {work_id} is {status}: only work that runs can escalate")]
+    NotRunning {
+        /// The work.
+        work_id: WorkId,
+        /// Where it stands.
+        status: &'static str,
+    },
+    /// Nobody said which work escalates.
+    #[error("which work escalates is not known here")]
+    NoWork,
+    /// An id is malformed.
+    #[error(transparent)]
+    Id(#[from] id::Error),
+    /// The transport failed.
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+    /// The run store failed.
+    #[error(transparent)]
+    Runs(#[from] runs::Error),
+}
+
+/// The result of a verb.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Dispatcher {
+    /// Dispatches over these parts.
+    pub fn new(transport: Transport, works: Works, registry: Registry, runs: Runs, config: Arc<Config>) -> Self {
+        Self(Arc::new(Inner { transport, works, registry, runs, config, schemas: Schemas::new(HashMap::new()) }))
+    }
+
+    /// The agents and stations of the lattice.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// The run store.
+    pub fn runs(&self) -> &Runs {
+        &self.0.runs
+    }
+
+    /// The blobs, the log and the rest.
+    pub fn transport(&self) -> &Transport {
+        &self.0.transport
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Where a work stands, without waiting.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn check(&self, id: WorkId) -> Result<Arc<Work>> {
+        if let Some(work) = self.0.works.get(id).await? {
+            return Ok(work);
+        }
+        // Its events may have been dropped by age; the run store keeps what became of it.
+        let run = self.0.runs.of_work(id).await?;
+        run.map(|run| Arc::new(Work::from_run(&run))).ok_or(Error::UnknownWork(id))
+    }
+
+    /// A work's events, in order, and its state.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn history(&self, id: WorkId) -> Result<(Vec<Event>, Arc<Work>)> {
+        let (events, work) = self.0.works.history(id).await?;
+        match work {
+            Some(work) => Ok((events, Arc::new(work))),
+            None => Ok((events, self.check(id).await?)),
+        }
+    }
+
+    /// The works of a run and of everything below it.
+    ///
+    /// # Errors
+    /// `UnknownRun`, or the store's.
+    pub async fn check_run(&self, run_id: &RunId) -> Result<Vec<Run>> {
+        self.0.runs.catch_up().await?;
+        let runs = self.0.runs.tree(run_id, self.0.config.mcp.works_max).await?;
+        if runs.is_empty() { Err(Error::UnknownRun(run_id.clone())) } else { Ok(runs) }
+    }
+
+    /// What has not settled yet: how many, and the most recent of them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn outstanding(&self, limit: u32) -> Result<(u64, Vec<Run>)> {
+        self.0.runs.catch_up().await?;
+        Ok(self.0.runs.open_works(limit).await?)
+    }
+
+    /// Asks that a work be stopped, and waits until that is confirmed or `patience` has run out; gives the work as it is then.
+    /// Work that nobody runs is cancelled at once; settled work stays as it is.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn cancel(&self, id: WorkId, reason: Option<String>, patience: std::time::Duration) -> Result<Arc<Work>> {
+        let work = self.check(id).await?;
+        let Some(mark) = work.status.mark() else { return Ok(work) };
+        if !mark.cancelling {
+            let records = vec![record(&self.event(&work, 0, Kind::Cancelled { reason }))];
+            let (queue, station) = (&self.0.transport.queue, self.target(&work));
+            match work.status {
+                // Its leaf confirms; should that be gone, the item's time is up, and whoever sees to such items confirms.
+                Status::Accepted(_) | Status::Escalated { parked: false, .. } => queue.wake(&station, id, Some(now()), records).await?,
+                _ => queue.remove(&station, id, records).await?,
+            };
+        }
+        let waited = self.wait(&[id], Mode::SettledOnly, patience, &mut |_, _| {}).await?;
+        waited.into_iter().next().ok_or(Error::UnknownWork(id))
+    }
+
+    /// Answers the open question of a work; the same work goes on.
+    ///
+    /// # Errors
+    /// `NotEscalated`, `AnsweredAlready`, `UnknownWork`, or the transport's.
+    pub async fn answer(&self, id: WorkId, answer: Value) -> Result<Arc<Work>> {
+        let work = self.check(id).await?;
+        let Status::Escalated { ask, .. } = work.status else {
+            return Err(Error::NotEscalated { work_id: id, status: work.status.label() });
+        };
+        let event = self.event(&work, 0, Kind::Answered { ask, answer: answer.clone() });
+        let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
+        self.0.transport.queue.wake(&self.target(&work), id, deadline, vec![record(&event)]).await?;
+        let work = self.check(id).await?;
+        let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answer.as_ref());
+        if stands == Some(&answer) { Ok(work) } else { Err(Error::AnsweredAlready { work_id: id, ask }) }
+    }
+
+    /// Asks for help on behalf of a running work, and waits for the answer; `None` when `patience` ran out first.
+    ///
+    /// # Errors
+    /// `NoWork`, `NotRunning`, `UnknownWork`, or the transport's.
+    pub async fn escalate(
+        &self,
+        caller: &Caller,
+        work_id: Option<WorkId>,
+        question: Question,
+        patience: std::time::Duration,
+    ) -> Result<(WorkId, Option<Value>)> {
+        let id = work_id.or(caller.work().map(|bound| bound.work_id)).ok_or(Error::NoWork)?;
+        let ask = self.ask(caller, id, question).await?;
+        let answered =
+            |work: &Work| work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answer.clone());
+        let work = self.wait_until(id, patience, |work| work.status.is_settled() || answered(work).is_some()).await?;
+        let answer = answered(&work);
+        if answer.is_some() {
+            caller.had.lock().unwrap_or_else(PoisonError::into_inner).insert((id, ask));
+        }
+        Ok((id, answer))
+    }
+
+    /// Puts a question; gives its number. The same question asked again while it is open is not a second one.
+    async fn ask(&self, caller: &Caller, id: WorkId, question: Question) -> Result<u32> {
+        loop {
+            let work = self.check(id).await?;
+            let attempt = match (caller.work().filter(|bound| bound.work_id == id), work.status.mark()) {
+                (_, None) => return Err(Error::NotRunning { work_id: id, status: work.status.label() }),
+                (Some(bound), Some(_)) => bound.attempt,
+                (None, Some(mark)) => mark.attempt,
+            };
+            // The same question again picks up the open one, or an answer that this caller has not had yet.
+            let same = |ask: &Ask| ask.reason == question.reason && ask.context == question.context;
+            let fresh = |exchange: &&Exchange| same(&exchange.ask) && (exchange.answer.is_none() || !caller.has_had(id, exchange.ask.ask));
+            if let Some(known) = work.exchanges.iter().rev().find(fresh) {
+                return Ok(known.ask.ask);
+            }
+            if matches!(work.status, Status::Pending(_)) {
+                return Err(Error::NotRunning { work_id: id, status: work.status.label() });
+            }
+            let number = work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
+            let ask = Ask {
+                ask: number,
+                reason: question.reason.clone(),
+                context: question.context.clone(),
+                needs: question.needs,
+                parked: false,
+            };
+            let event = self.event(&work, attempt, Kind::Escalate(ask));
+            self.0.transport.log.append(vec![record_for_all(&event)]).await?;
+        }
+    }
+
+    fn event(&self, work: &Work, attempt: u32, kind: Kind) -> Event {
+        let me = self.0.registry.me();
+        Event {
+            work_id: work.work_id,
+            run_id: work.run_id.clone(),
+            at: now(),
+            station: me.station.clone(),
+            instance: me.instance,
+            attempt,
+            kind,
+        }
+    }
+
+    fn target(&self, work: &Work) -> StationId {
+        work.assignment.as_ref().map_or_else(|| self.0.registry.me().station.clone(), |assignment| assignment.target_station.clone())
+    }
+}
+
+/// A question on behalf of a work.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// What is needed.
+    pub reason: String,
+    /// What helps to decide.
+    pub context: Value,
+    /// Who is asked.
+    pub needs: Needs,
+}

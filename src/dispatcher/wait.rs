@@ -1,0 +1,117 @@
+//! Waiting for works: until they settle or ask, or until patience runs out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::{FuturesUnordered, StreamFuture, unfold};
+use tokio::time::Instant;
+
+use super::{Dispatcher, Error, Result};
+use crate::model::event::Event;
+use crate::model::id::WorkId;
+use crate::model::work::{Status, Work};
+use crate::works::Following;
+
+/// When a wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Every work has settled or asks for help.
+    All,
+    /// One of them has.
+    Any,
+    /// Every work has settled.
+    SettledOnly,
+}
+
+impl Mode {
+    fn is_done(self, work: &Work) -> bool {
+        work.status.is_settled() || (self != Self::SettledOnly && matches!(work.status, Status::Escalated { .. }))
+    }
+
+    fn is_over(self, works: &[Arc<Work>]) -> bool {
+        if self == Self::Any { works.iter().any(|work| self.is_done(work)) } else { works.iter().all(|work| self.is_done(work)) }
+    }
+}
+
+impl Dispatcher {
+    /// Waits for works and gives them in the order they were named, also when `patience` runs out first.
+    /// `observe` sees each later event as it comes. Dropping the future changes nothing for the works.
+    ///
+    /// # Errors
+    /// `UnknownWork`, `TooMany`, or the transport's.
+    pub async fn wait(
+        &self,
+        ids: &[WorkId],
+        mode: Mode,
+        patience: Duration,
+        observe: &mut (dyn FnMut(&Work, &Event) + Send),
+    ) -> Result<Vec<Arc<Work>>> {
+        let max = self.config().mcp.works_max;
+        if ids.len() > max as usize {
+            return Err(Error::TooMany { given: ids.len(), max });
+        }
+        let mut works = Vec::with_capacity(ids.len());
+        let mut changes = FuturesUnordered::new();
+        for (place, id) in ids.iter().enumerate() {
+            let (work, following) = self.look(*id).await?;
+            works.push(work);
+            changes.extend(following.map(|following| changes_of(place, following)));
+        }
+        if mode.is_over(&works) {
+            return Ok(works);
+        }
+        let until = Instant::now() + patience;
+        while let Ok(Some((step, rest))) = tokio::time::timeout_at(until, changes.next()).await {
+            let Some((place, change)) = step else { continue };
+            let (events, work) = change?;
+            events.iter().for_each(|event| observe(&work, event));
+            works[place] = work;
+            if mode.is_over(&works) {
+                break;
+            }
+            changes.push(rest.into_future());
+        }
+        Ok(works)
+    }
+
+    /// Waits until a work is as wanted, or patience runs out; gives it as it is then.
+    pub(super) async fn wait_until(&self, id: WorkId, patience: Duration, wanted: impl Fn(&Work) -> bool) -> Result<Arc<Work>> {
+        let (mut work, following) = self.look(id).await?;
+        let Some(mut following) = following else { return Ok(work) };
+        let until = Instant::now() + patience;
+        while !wanted(&work) {
+            match tokio::time::timeout_at(until, following.next()).await {
+                Ok(next) => work = next?.1,
+                Err(_) => break,
+            }
+        }
+        Ok(work)
+    }
+
+    /// A work as of now, and a reader of what happens to it unless it has settled.
+    async fn look(&self, id: WorkId) -> Result<(Arc<Work>, Option<Following>)> {
+        if let Some(settled) = self.0.works.recall(id) {
+            return Ok((settled, None));
+        }
+        match self.0.works.follow(id).await? {
+            Some(following) => {
+                let work = following.work();
+                let following = (!work.status.is_settled()).then_some(following);
+                Ok((work, following))
+            }
+            None => Ok((self.check(id).await?, None)),
+        }
+    }
+}
+
+fn changes_of(place: usize, following: Following) -> StreamFuture<Changes> {
+    let step = move |mut following: Following| async move {
+        let change = following.next().await;
+        Some(((place, change), following))
+    };
+    (Box::pin(unfold(following, step)) as Changes).into_future()
+}
+
+type Change = (usize, crate::transport::Result<(Vec<Event>, Arc<Work>)>);
+type Changes = std::pin::Pin<Box<dyn futures_util::Stream<Item = Change> + Send>>;
