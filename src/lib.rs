@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`mcp`] | the only place that knows MCP: tools, prompts, resources |
 //! | [`dispatcher`] | assign, check, await, answer, cancel, escalate |
 //! | [`leaf`] | take from the hook, run, report |
 //! | [`registry`] | agents, stations, signs of life |
@@ -25,6 +26,7 @@ pub mod config;
 pub mod dispatcher;
 pub mod init;
 pub mod leaf;
+pub mod mcp;
 pub mod model;
 pub mod registry;
 pub mod results;

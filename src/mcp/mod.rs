@@ -1,0 +1,23 @@
+//! The only place that knows MCP: tools, resources, prompts, and what is pushed to clients.
+//!
+//! It turns requests into the dispatcher's verbs and what they give into answers that a model can act on. It does not know how
+//! work travels or runs.
+
+mod agents;
+mod answer;
+mod call;
+mod changes;
+mod problem;
+mod prompts;
+mod questions;
+mod report;
+mod resources;
+mod server;
+mod stdio;
+#[cfg(test)]
+mod tests;
+mod waiting;
+mod work;
+
+pub use server::{Parts, Server, Wake};
+pub use stdio::{Error, serve_lines, serve_stdio};

@@ -1,0 +1,232 @@
+//! What went wrong, told to the model: one sentence with the values, and what to do next.
+
+use std::fmt::Write as _;
+
+use rmcp::ErrorData;
+use rmcp::handler::server::tool::IntoCallToolResult;
+use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock};
+
+use crate::dispatcher::Error;
+use crate::model::id::{self, AgentName};
+use crate::{results, transport};
+
+/// How many agents an error lists.
+const AGENTS_LISTED_MAX: usize = 20;
+
+/// A tool error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem(String);
+
+impl Problem {
+    /// What is wrong, and what to do next.
+    pub(super) fn new(wrong: impl std::fmt::Display, next: &str) -> Self {
+        let mut text = wrong.to_string();
+        if !text.ends_with(['.', '?', '!', '…']) {
+            text.push('.');
+        }
+        if !next.is_empty() {
+            let _ = write!(text, " {next}");
+        }
+        Self(text)
+    }
+
+    /// The text.
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// The same as a JSON-RPC error, for what is no tool.
+    pub(super) fn into_invalid_params(self) -> ErrorData {
+        ErrorData::invalid_params(self.0, None)
+    }
+
+    /// The same as the error of a resource that is not there.
+    pub(super) fn into_not_found(self, uri: &str) -> ErrorData {
+        ErrorData::resource_not_found(self.0, Some(serde_json::json!({ "uri": uri })))
+    }
+
+    /// A result of this problem.
+    pub(super) fn into_result(self) -> CallToolResult {
+        CallToolResult::error(vec![ContentBlock::text(self.0)])
+    }
+}
+
+impl IntoCallToolResult for Problem {
+    fn into_call_tool_result(self) -> Result<CallToolResponse, ErrorData> {
+        Ok(self.into_result().into())
+    }
+}
+
+impl From<id::Error> for Problem {
+    fn from(error: id::Error) -> Self {
+        let next = match &error {
+            id::Error::NotAWork(_) => "Call check_work without arguments to see the works that are outstanding.",
+            id::Error::NotARun(_) => "Use the run_id or root_run_id that assign_work returned, or leave run_id out.",
+            id::Error::Empty(noun) | id::Error::TooLong { noun, .. } | id::Error::BadCharacter { noun, .. } => match *noun {
+                "agent name" => "Call list_available_agents for the names that exist.",
+                "station name" => "Leave station out: each agent's name is unique, and its work finds its station.",
+                _ => "",
+            },
+        };
+        Self::new(error, next)
+    }
+}
+
+impl From<results::Error> for Problem {
+    fn from(error: results::Error) -> Self {
+        match error {
+            results::Error::Store(error) => error.into(),
+            results::Error::Read(reason) => {
+                tracing::error!(%reason, "a result could not be read");
+                Self::new("the result could not be read; the station's log says why", "Try again in a moment.")
+            }
+            error => Self::new(error, "Call check_work again with such a selector."),
+        }
+    }
+}
+
+impl From<transport::Error> for Problem {
+    fn from(error: transport::Error) -> Self {
+        match error {
+            transport::Error::Full { .. } => {
+                Self::new(error, "Wait until some of them are done (await_work), then assign again; nothing was assigned now.")
+            }
+            transport::Error::Closed => Self::new("this station is stopping", "Nothing is lost: connect again and call check_work."),
+            transport::Error::NoBlob(_) => Self::new(error, "It was dropped by age (lattice.storage.blob_max_age); assign the work anew."),
+            error => {
+                tracing::error!(%error, "the transport failed a request of a client");
+                Self::new(
+                    "the lattice's store failed this call",
+                    "Try again in a moment (after assign_work: first look with check_work). If it stays so, ask the user to look at the \
+                     station's log: it names the file and what to do, for example to free space on a full disk.",
+                )
+            }
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::UnknownAgent { ref name, ref known } => unknown_agent(name, known),
+            Error::Transport(error) => error.into(),
+            Error::Id(error) => error.into(),
+            Error::Runs(error) => {
+                tracing::error!(%error, "the run store failed a request of a client");
+                Self::new("the run store of this station failed; its log says why", "Try again in a moment.")
+            }
+            error => {
+                let next = next_step(&error);
+                Self::new(error, &next)
+            }
+        }
+    }
+}
+
+fn next_step(error: &Error) -> String {
+    match error {
+        Error::WrongStation { holder, .. } => format!("Leave station out, or say station {holder}."),
+        Error::Unavailable { .. } => "Choose another agent (list_available_agents), or tell the user what is missing.".into(),
+        Error::BadInput { agent, .. } => format!("Correct context and assign again; get_agent_schema {agent} shows what it takes."),
+        Error::BadSchema { .. } => "This is a fault in the agent's file: tell the user, or choose another agent.".into(),
+        Error::TooLarge { .. } => "Put large material into a file that the agent can read, and name it in the task.".into(),
+        Error::Priority { .. } => "Leave priority out for the usual 0.".into(),
+        Error::Timeout { .. } => "Leave timeout out for the default, or give one such as \"5m\".".into(),
+        Error::UnknownRun(_) => "Use a run_id that assign_work returned, or leave it out.".into(),
+        Error::TooDeep { .. } => "Do this part of the work yourself instead of assigning it.".into(),
+        Error::BadKey(_) => "Use a short text that is unique to this order.".into(),
+        Error::KeyReused { .. } => "Use another idempotency_key for another order, or repeat the first order unchanged.".into(),
+        Error::UnknownWork(_) => {
+            "Check the id against what assign_work returned; check_work without arguments lists outstanding works.".into()
+        }
+        Error::TooMany { .. } => "Name fewer at once, or check a whole run with check_work and run_id.".into(),
+        Error::NotEscalated { work_id, .. } => format!("Look at it with check_work {work_id}."),
+        Error::AnsweredAlready { work_id, .. } => format!("The first answer stands; go on with await_work {work_id}."),
+        Error::NotRunning { work_id, .. } => format!("Look at it with check_work {work_id}."),
+        Error::NoWork => "Give the work_id of the running work that needs help.".into(),
+        _ => String::new(),
+    }
+}
+
+fn unknown_agent(name: &str, known: &[AgentName]) -> Problem {
+    let wrong = format!("no agent named {name} is registered in this lattice");
+    if known.is_empty() {
+        return Problem::new(wrong, "There is no agent at all yet: the user adds agent files to ./agents, or runs `lattice-mcp init`.");
+    }
+    let mut next = String::from("Agents that exist, closest first: ");
+    for (place, agent) in known.iter().take(AGENTS_LISTED_MAX).enumerate() {
+        let _ = write!(next, "{}{agent}", if place == 0 { "" } else { ", " });
+    }
+    if known.len() > AGENTS_LISTED_MAX {
+        let _ = write!(next, " and {} more", known.len() - AGENTS_LISTED_MAX);
+    }
+    next.push_str(". Use one of these names; list_available_agents says what each does.");
+    Problem::new(wrong, &next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agents(names: &[&str]) -> Vec<AgentName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn an_unknown_agent_lists_those_that_exist() {
+        let problem = Problem::from(Error::UnknownAgent { name: "secrity".into(), known: agents(&["security", "writer"]) });
+        assert_eq!(
+            problem.text(),
+            "no agent named secrity is registered in this lattice. Agents that exist, closest first: security, writer. Use one of these \
+             names; list_available_agents says what each does."
+        );
+        let many: Vec<AgentName> = (0..500).map(|n| format!("agent-{n}").parse().unwrap()).collect();
+        let problem = Problem::from(Error::UnknownAgent { name: "x".into(), known: many });
+        assert!(problem.text().contains("agent-19 and 480 more"), "{}", problem.text());
+        let none = Problem::from(Error::UnknownAgent { name: "x".into(), known: Vec::new() });
+        assert!(none.text().contains("no agent at all"), "{}", none.text());
+    }
+
+    #[test]
+    fn every_refusal_says_what_to_do_next() {
+        let work_id = "0198f2c4-7d3e-7000-8000-1b2c3d4e5f60".parse().unwrap();
+        let run_id: crate::model::id::RunId = "0198f2c4-7d3e-7000-8000-1b2c3d4e5f60-1".parse().unwrap();
+        let agent: AgentName = "a".parse().unwrap();
+        let errors = [
+            Error::WrongStation { agent: agent.clone(), holder: "b".parse().unwrap(), asked: "c".parse().unwrap() },
+            Error::Unavailable { agent: agent.clone(), reason: "scan is not installed".into() },
+            Error::BadInput { agent: agent.clone(), problems: vec!["at context/path: 5 is not a string".into()] },
+            Error::BadSchema { agent, reason: "nonsense".into() },
+            Error::TooLarge { size: 9, max: crate::model::size::Size::bytes(8) },
+            Error::Priority { priority: -5000, max: 1000 },
+            Error::Timeout { timeout: crate::model::time::Span::secs(0), max: crate::model::time::Span::secs(9) },
+            Error::UnknownRun(run_id.clone()),
+            Error::TooDeep { run_id, max: 3 },
+            Error::BadKey(0),
+            Error::KeyReused { key: "k".into(), work_id },
+            Error::UnknownWork(work_id),
+            Error::TooMany { given: 2000, max: 1000 },
+            Error::NotEscalated { work_id, status: "COMPLETE" },
+            Error::AnsweredAlready { work_id, ask: 1 },
+            Error::NotRunning { work_id, status: "PENDING" },
+            Error::NoWork,
+            Error::Id("a.b".parse::<AgentName>().unwrap_err()),
+            Error::Id("x".parse::<crate::model::id::WorkId>().unwrap_err()),
+            Error::Transport(transport::Error::Full { station: "s".parse().unwrap(), limit: 100 }),
+            Error::Transport(transport::Error::Closed),
+            Error::Transport(transport::Error::NoBlob("ab".into())),
+        ];
+        for error in errors {
+            let shown = format!("{error}");
+            let problem = Problem::from(error);
+            let (_, next) = problem.text().split_once(". ").unwrap_or_default();
+            assert!(next.len() > 20, "{shown} has no next step: {}", problem.text());
+        }
+    }
+
+    #[test]
+    fn internals_stay_in_the_log() {
+        let problem = Problem::from(transport::Error::Store("disk I/O error at /home/me/lattice.db page 77".into()));
+        assert!(!problem.text().contains("/home"), "{}", problem.text());
+    }
+}

@@ -1,0 +1,344 @@
+//! A work as tools show it: small, and without what is empty.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use rmcp::model::Resource;
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::dispatcher::Dispatcher;
+use crate::model::event::Failure;
+use crate::model::id::AgentName;
+use crate::model::output::Output;
+use crate::model::run::Run;
+use crate::model::time::{Span, Timestamp};
+use crate::model::work::{Outcome, Status, Work};
+use crate::registry::Snapshot;
+use crate::results;
+
+/// How much of a failure's evidence a report shows.
+const EVIDENCE_MAX: usize = 4096;
+/// How long the whole list of what is outstanding may be: 400 tokens.
+const OUTSTANDING_MAX: usize = 1600;
+/// How many settled works stand beside what is outstanding.
+const SETTLED_SHOWN_MAX: usize = 3;
+
+/// Writes reports that together hold a bounded amount of results.
+pub(super) struct Reporter<'a> {
+    config: &'a Config,
+    snapshot: Arc<Snapshot>,
+    room: usize,
+    links: Vec<Resource>,
+}
+
+impl<'a> Reporter<'a> {
+    /// Reports on a single work: its result stands inline if it is small enough to.
+    pub(super) fn single(dispatcher: &'a Dispatcher) -> Self {
+        Self { config: dispatcher.config(), snapshot: dispatcher.registry().snapshot(), room: usize::MAX, links: Vec::new() }
+    }
+
+    /// Reports on several works, whose inline results together stay within what one selection may give.
+    pub(super) fn several(dispatcher: &'a Dispatcher) -> Self {
+        Self { room: dispatcher.config().results.selection_max.as_usize(), ..Self::single(dispatcher) }
+    }
+
+    /// Links to the results that were too large to stand in a report.
+    pub(super) fn into_links(self) -> Vec<Resource> {
+        self.links
+    }
+
+    /// A work.
+    pub(super) fn work(&mut self, work: &Work) -> Map<String, Value> {
+        self.report(work, work.assignment.as_ref().map(|assignment| &assignment.agent_name))
+    }
+
+    /// The work of a run, as the run store has it.
+    pub(super) fn run(&mut self, run: &Run) -> Map<String, Value> {
+        let mut report = self.report(&Work::from_run(run), Some(&run.agent));
+        if run.attempt > 0 {
+            report.insert("attempt".into(), run.attempt.into());
+        }
+        report
+    }
+
+    fn report(&mut self, work: &Work, agent: Option<&AgentName>) -> Map<String, Value> {
+        let mut report = Map::new();
+        report.insert("work_id".into(), work.work_id.to_string().into());
+        report.insert("run_id".into(), work.run_id.as_str().into());
+        report.insert("status".into(), work.status.label().into());
+        if let Some(agent) = agent {
+            report.insert("agent_name".into(), agent.as_str().into());
+        }
+        if !work.event.is_empty() {
+            report.insert("event".into(), work.event.as_str().into());
+        }
+        if let Some(ms) = work.duration_ms {
+            report.insert("duration_ms".into(), ms.into());
+        }
+        if let Some(attempt) = work.attempts.last() {
+            report.insert("attempt".into(), attempt.number.into());
+        }
+        if work.late_events > 0 {
+            report.insert("late_events".into(), work.late_events.into());
+        }
+        match &work.outcome {
+            Some(Outcome::Complete(output)) => self.result(&mut report, work, output),
+            Some(Outcome::Failed(failure)) => failed(&mut report, failure),
+            Some(Outcome::Cancelled(Some(reason))) => {
+                report.insert("reason".into(), reason.as_str().into());
+            }
+            Some(Outcome::Cancelled(None)) => {}
+            None => self.unsettled(&mut report, work, agent),
+        }
+        report
+    }
+
+    fn unsettled(&self, report: &mut Map<String, Value>, work: &Work, agent: Option<&AgentName>) {
+        if work.status.mark().is_some_and(|mark| mark.cancelling) {
+            report.insert("cancelling".into(), true.into());
+        }
+        let mut progress = Map::new();
+        if let Some(pct) = work.progress_pct {
+            progress.insert("pct".into(), pct.into());
+        }
+        if let Some(message) = &work.progress_msg {
+            progress.insert("message".into(), message.as_str().into());
+        }
+        if !progress.is_empty() {
+            report.insert("progress".into(), progress.into());
+        }
+        if let Some(at) = work.retry_at {
+            report.insert("retry_at".into(), at.to_string().into());
+        }
+        if let Some(ask) = work.open_question() {
+            let mut question = json!({ "ask": ask.ask, "reason": ask.reason, "needs": ask.needs });
+            if !ask.context.is_null() {
+                question["context"] = ask.context.clone();
+            }
+            report.insert("question".into(), question);
+            report.insert("next".into(), "call answer_work with the answer; the same work goes on".into());
+        }
+        if matches!(work.status, Status::Pending(_))
+            && let Some(agent) = agent.and_then(|name| self.snapshot.agents.get(name)).filter(|agent| !agent.online)
+        {
+            report.insert("note".into(), offline(&agent.station).into());
+        }
+    }
+
+    fn result(&mut self, report: &mut Map<String, Value>, work: &Work, output: &Output) {
+        if let Output::Inline(value) = output {
+            let size = text_len(value);
+            if size <= self.config.results.inline_max.as_usize() && size <= self.room {
+                self.room -= size;
+                report.insert("result".into(), value.clone());
+                return;
+            }
+        }
+        let (sha256, size) = results::digest(output);
+        let uri = format!("work://{}/result", work.work_id);
+        let mime = output.media().mime();
+        let link = Resource::new(uri.clone(), format!("result of work {}", work.work_id)).with_mime_type(mime).with_size(size);
+        self.links.push(link);
+        report.insert("result_ref".into(), json!({ "sha256": sha256, "size": size, "media_type": mime, "uri": uri }));
+        report
+            .insert("next".into(), "too large to stand here: call check_work with this work_id and lines, grep, jsonpath or bytes".into());
+    }
+}
+
+/// What is said of work that waits for a station.
+pub(super) fn offline(station: &crate::model::id::StationId) -> String {
+    format!("station {station} is offline for this agent: the work waits until a process of it that runs the agent is back")
+}
+
+fn failed(report: &mut Map<String, Value>, failure: &Failure) {
+    let mut error = json!({ "kind": failure.kind, "message": failure.message });
+    if let Some(code) = failure.exit_code {
+        error["exit_code"] = code.into();
+    }
+    if let Some(evidence) = &failure.evidence {
+        error["evidence"] = tail(evidence, EVIDENCE_MAX).into();
+    }
+    report.insert("error".into(), error);
+    if failure.dead_letter {
+        report.insert("dead_letter".into(), true.into());
+        let next = "all attempts are used up: see what went wrong in `error`, mend it, and assign it anew".to_owned();
+        report.insert("next".into(), next.into());
+    }
+}
+
+/// The end of a text, where failures say why.
+fn tail(text: &str, max: usize) -> &str {
+    let mut start = text.len().saturating_sub(max);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
+}
+
+/// How many bytes a result has as text, without writing it out.
+fn text_len(value: &Value) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    if let Value::String(text) = value {
+        return text.len();
+    }
+    let mut count = Count(0);
+    // Counting does not fail.
+    let _ = serde_json::to_writer(&mut count, value).and_then(|()| count.flush().map_err(serde_json::Error::io));
+    count.0
+}
+
+/// Everything outstanding, in under 400 tokens however much it is: what asks for help first, then the most recent.
+pub(super) fn outstanding(total: u64, open: &[Run], recent: &[Run], now: Timestamp) -> Map<String, Value> {
+    let mut list = Map::new();
+    list.insert("outstanding".into(), total.into());
+    let mut counts: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    for run in open {
+        *counts.entry(run.status.label()).or_default() += 1;
+    }
+    if (open.len() as u64) < total {
+        list.insert("counts_of_most_recent".into(), json!(counts));
+    } else if !open.is_empty() {
+        list.insert("counts".into(), json!(counts));
+    }
+    let mut sorted: Vec<&Run> = open.iter().collect();
+    sorted.sort_by_key(|run| !matches!(run.status, Status::Escalated { .. }));
+    let next = if total == 0 {
+        "nothing is outstanding"
+    } else {
+        "await_work waits for works; answer_work answers those that are ESCALATED; check_work with a work_id shows one"
+    };
+    list.insert("next".into(), next.into());
+
+    // The braces, the names of the lists and the note on what was left out.
+    const FRAME: usize = 120;
+    let mut room = OUTSTANDING_MAX.saturating_sub(Value::Object(list.clone()).to_string().len() + FRAME);
+    let mut fit = |run: &Run, works: &mut Vec<Value>| {
+        let brief = brief(run, now);
+        let len = brief.to_string().len() + 1;
+        let fits = len <= room;
+        if fits {
+            room -= len;
+            works.push(brief);
+        }
+        fits
+    };
+    let mut works = Vec::new();
+    for run in sorted {
+        if !fit(run, &mut works) {
+            break;
+        }
+    }
+    let mut settled = Vec::new();
+    for run in recent.iter().filter(|run| run.status.is_settled()).take(SETTLED_SHOWN_MAX) {
+        if !fit(run, &mut settled) {
+            break;
+        }
+    }
+    let hidden = total.saturating_sub(works.len() as u64);
+    if hidden > 0 && total > 0 {
+        list.insert("not_shown".into(), hidden.into());
+    }
+    list.insert("works".into(), works.into());
+    if !settled.is_empty() {
+        list.insert("settled_last".into(), settled.into());
+    }
+    list
+}
+
+fn brief(run: &Run, now: Timestamp) -> Value {
+    let since = now.since(run.settled_at.unwrap_or(run.assigned_at)).as_secs();
+    json!({
+        "work_id": run.work_id.to_string(),
+        "agent_name": run.agent.as_str(),
+        "status": run.status.label(),
+        "ago": Span::secs(since).to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::FailureKind;
+    use crate::model::work::Mark;
+
+    fn run(n: u128, status: Status, name: &str) -> Run {
+        let run_id = crate::model::id::RunId::root_of(uuid::Uuid::from_u128(n));
+        Run {
+            local_number: 1,
+            parent_run_id: None,
+            root_run_id: run_id.clone(),
+            run_id,
+            originating_station: "here".parse().unwrap(),
+            target_station: "there".parse().unwrap(),
+            trace_id: String::new(),
+            work_id: crate::model::id::WorkId::new(uuid::Uuid::from_u128(n)),
+            agent: name.parse().unwrap(),
+            task: "a task".into(),
+            status,
+            event: "WORK_ACCEPTED".into(),
+            assigned_at: Timestamp::from_millis(0),
+            accepted_at: None,
+            settled_at: None,
+            attempt: 1,
+            duration_ms: None,
+            outcome: None,
+        }
+    }
+
+    #[test]
+    fn everything_outstanding_stays_under_400_tokens_for_any_number() {
+        let long = "n".repeat(64);
+        let escalated = Status::Escalated { mark: Mark::default(), ask: 1, parked: false };
+        let statuses = [Status::default(), Status::Accepted(Mark::default()), escalated];
+        for count in [0usize, 1, 5, 8, 50, 200] {
+            for total in [count as u64, u64::MAX] {
+                let open: Vec<Run> = (0..count).map(|n| run(n as u128, statuses[n % 3], &long)).collect();
+                let settled: Vec<Run> = (0..20).map(|n| run(n, Status::Complete, &long)).collect();
+                let list = outstanding(total, &open, &settled, Timestamp::from_millis(i64::MAX));
+                let text = Value::Object(list).to_string();
+                assert!(text.len() < OUTSTANDING_MAX, "{count} of {total}: {} characters", text.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_asks_for_help_is_shown_first() {
+        let mut open: Vec<Run> = (0..100).map(|n| run(n, Status::default(), "worker")).collect();
+        open[99].status = Status::Escalated { mark: Mark::default(), ask: 1, parked: true };
+        let list = outstanding(100, &open, &[], Timestamp::from_millis(61_000));
+        assert_eq!(list["works"][0]["status"], "ESCALATED");
+        assert_eq!(list["works"][1]["ago"], "1m1s");
+        assert_eq!(list["counts"]["PENDING"], 99);
+        let shown = list["works"].as_array().unwrap().len() as u64;
+        assert_eq!(list["not_shown"].as_u64().unwrap() + shown, 100);
+    }
+
+    #[test]
+    fn a_size_is_that_of_the_text() {
+        assert_eq!(text_len(&json!("héllo")), 6);
+        assert_eq!(text_len(&json!({"a": [1, 2]})), r#"{"a":[1,2]}"#.len());
+    }
+
+    #[test]
+    fn evidence_is_cut_at_a_character() {
+        assert_eq!(tail("aé", 1), "");
+        assert_eq!(tail("aé", 2), "é");
+        let mut report = Map::new();
+        let failure = Failure { evidence: Some("x".repeat(9999)), ..Failure::new(FailureKind::Agent, "no") };
+        let mut work = Work::from_run(&run(1, Status::Failed, "a"));
+        work.events = 1;
+        failed(&mut report, &failure);
+        assert_eq!(report["error"]["evidence"].as_str().unwrap().len(), EVIDENCE_MAX);
+        assert_eq!(report["error"]["kind"], "agent");
+    }
+}

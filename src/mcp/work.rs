@@ -1,0 +1,267 @@
+//! Tools that hand work out, look at it and call it off.
+
+use rmcp::{tool, tool_router};
+use serde_json::{Map, Value, json};
+
+use super::agents::find;
+use super::answer::{Answer, fields, object};
+use super::call::Call;
+use super::problem::Problem;
+use super::report::{self, Reporter};
+use super::server::Server;
+use crate::dispatcher::Request;
+use crate::model::id::WorkId;
+use crate::model::time::Span;
+use crate::model::work::{Outcome, Work};
+use crate::results::{self, Selector};
+use crate::telemetry::now;
+
+/// How long a cancelled program has, beyond the time between TERM and KILL, until its stop is confirmed.
+const CONFIRM: Span = Span::secs(3);
+/// Of how many outstanding works the statuses are counted.
+const COUNTED_MAX: u32 = 200;
+/// Among how many recent runs the last settled ones are looked for.
+const RECENT_MAX: u32 = 20;
+
+/// The schema of a report on one work, with further properties.
+pub(super) fn report_schema(further: Value) -> Value {
+    let mut schema = json!({
+        "work_id": {"type": "string"}, "agent_name": {"type": "string"}, "run_id": {"type": "string"},
+        "status": {"enum": ["PENDING", "ACCEPTED", "ESCALATED", "COMPLETE", "FAILED", "CANCELLED"]},
+        "event": {"type": "string"}, "result": {},
+        "result_ref": {"type": "object"}, "error": {"type": "object"}, "question": {"type": "object"},
+        "progress": {"type": "object"}, "duration_ms": {"type": "integer"}, "attempt": {"type": "integer"},
+        "note": {"type": "string"}, "next": {"type": "string"},
+    });
+    if let (Value::Object(schema), Value::Object(further)) = (&mut schema, further) {
+        schema.extend(further);
+    }
+    schema
+}
+
+#[tool_router(router = work_tools, vis = "pub(super)")]
+impl Server {
+    #[tool(
+        name = "assign_work",
+        title = "Assign work",
+        description = "Gives work to an agent and returns at once with a work_id; the agent works in the background. \
+                       Assign everything that can run in parallel before waiting for any of it.",
+        input_schema = object(json!({
+            "agent_name": {"type": "string"},
+            "task": {"type": "string", "description": "What to do, in full: the agent sees nothing of this conversation"},
+            "context": {"type": "object", "description": "Structured input, as the agent's input_schema asks"},
+            "station": {"type": "string", "description": "Refuse if another station holds the agent"},
+            "priority": {"type": "integer", "description": "Higher is more urgent; default 0"},
+            "timeout": {"type": "string", "description": "For everything, waiting included: \"30s\", \"5m\""},
+            "run_id": {"type": "string", "description": "Join the run of earlier work"},
+            "idempotency_key": {"type": "string", "description": "The same key never assigns twice"},
+        }), &["agent_name", "task"]),
+        output_schema = object(json!({
+            "work_id": {"type": "string"}, "agent_name": {"type": "string"}, "station": {"type": "string"},
+            "run_id": {"type": "string", "description": "This work's own run"}, "root_run_id": {"type": "string"},
+            "status": {"const": "ASSIGNED"}, "note": {"type": "string"},
+        }), &["work_id", "agent_name", "station", "run_id", "root_run_id", "status"]),
+        annotations(read_only_hint = false, destructive_hint = false, idempotent_hint = false, open_world_hint = true)
+    )]
+    async fn assign_work(&self, mut call: Call) -> Result<Answer, Problem> {
+        let caller = call.caller(&self.connection().caller);
+        let trace = call.trace();
+        let arguments = &mut call.arguments;
+        let name = arguments.required("agent_name", "the name of an agent, as list_available_agents shows it")?;
+        let agent = find(self.dispatcher(), &name)?.manifest.name;
+        let request = Request {
+            agent,
+            task: arguments.required("task", "what the agent is asked to do, in full")?,
+            context: arguments.object("context")?,
+            station: arguments.optional("station")?.map(|text| text.trim().parse()).transpose()?,
+            priority: arguments.integer("priority")?.unwrap_or(0),
+            timeout: arguments.span("timeout")?,
+            run_id: arguments.optional("run_id")?.map(|text| text.trim().parse()).transpose()?,
+            idempotency_key: arguments.text("idempotency_key")?,
+            trace,
+        };
+        let assigned = self.dispatcher().assign(&caller, request).await?;
+        let mut answer = fields(json!({
+            "work_id": assigned.work_id,
+            "agent_name": assigned.agent,
+            "station": assigned.station,
+            "run_id": assigned.run_id,
+            "root_run_id": assigned.root_run_id,
+            "status": "ASSIGNED",
+        }));
+        if assigned.known {
+            answer.insert("note".into(), "this idempotency_key was known: this is the work of the first order".into());
+        } else if !assigned.online {
+            answer.insert("note".into(), report::offline(&assigned.station).into());
+        }
+        Ok(Answer::new(answer))
+    }
+
+    #[tool(
+        name = "check_work",
+        title = "Check work",
+        description = "Shows where work stands, without waiting. Without arguments: everything outstanding (use it after losing context). \
+                       Reads large results in parts with one of lines, grep, jsonpath, bytes.",
+        input_schema = object(json!({
+            "work_id": {"type": "string"},
+            "work_ids": {"type": "array", "items": {"type": "string"}},
+            "run_id": {"type": "string", "description": "This run and everything below it"},
+            "lines": {"type": "string", "description": "\"10-40\""},
+            "grep": {"type": "string", "description": "Regex; gives the lines that match"},
+            "jsonpath": {"type": "string", "description": "\"$.items[0]\""},
+            "bytes": {"type": "string", "description": "\"0-1023\""},
+        }), &[]),
+        output_schema = object(report_schema(json!({
+            "works": {"type": "array", "items": {"type": "object"}},
+            "outstanding": {"type": "integer"},
+            "selection": {"type": "object", "properties": {
+                "text": {"type": "string"}, "total_bytes": {"type": "integer"}, "truncated": {"type": "boolean"},
+            }},
+        })), &[]),
+        annotations(read_only_hint = true, open_world_hint = false)
+    )]
+    async fn check_work(&self, mut call: Call) -> Result<Answer, Problem> {
+        let selector = selector(&mut call)?;
+        let run_id = call.arguments.optional("run_id")?;
+        let (ids, list) = call.arguments.works()?;
+        if let Some(selector) = selector {
+            let [id] = ids[..] else {
+                return Err(Problem::new("lines, grep, jsonpath and bytes read the result of one work", "Call again with its work_id."));
+            };
+            return self.part(id, &selector).await;
+        }
+        if let Some(run_id) = run_id {
+            if !ids.is_empty() {
+                return Err(Problem::new("run_id and work ids were both given", "Call again with one of the two."));
+            }
+            return self.check_run(&run_id).await;
+        }
+        match ids[..] {
+            [] => self.check_outstanding().await,
+            [id] if !list => {
+                let work = self.dispatcher().check(id).await?;
+                Ok(self.report(&work, Map::new(), &call))
+            }
+            _ => {
+                let works = self.check_all(&ids).await?;
+                Ok(self.reports(&works, Map::new(), &call))
+            }
+        }
+    }
+
+    #[tool(
+        name = "cancel_work",
+        title = "Cancel work",
+        description = "Stops work: waiting work never starts, running work is ended. Settled work stays as it is.",
+        input_schema = object(json!({"work_id": {"type": "string"}, "reason": {"type": "string"}}), &["work_id"]),
+        output_schema = object(report_schema(json!({})), &["work_id", "status"]),
+        annotations(read_only_hint = false, destructive_hint = true, idempotent_hint = true, open_world_hint = false)
+    )]
+    async fn cancel_work(&self, mut call: Call) -> Result<Answer, Problem> {
+        let id = required_work(&mut call)?;
+        let reason = call.arguments.optional("reason")?;
+        let before = self.dispatcher().check(id).await?;
+        let patience = self.dispatcher().config().lattice.work.kill_after.get() + CONFIRM.get();
+        let mut further = Map::new();
+        let work = if before.status.is_settled() {
+            further.insert("note".into(), format!("it was {} already, and stays so", before.status.label()).into());
+            before
+        } else {
+            self.dispatcher().cancel(id, reason, patience).await?
+        };
+        if !work.status.is_settled() {
+            further.insert("note".into(), "the stop was asked for and is not confirmed yet".into());
+            further.insert("next".into(), "call await_work to see it confirmed".into());
+        }
+        Ok(self.report(&work, further, &call))
+    }
+}
+
+impl Server {
+    /// An answer with one work.
+    pub(super) fn report(&self, work: &Work, further: Map<String, Value>, call: &Call) -> Answer {
+        let mut reporter = Reporter::single(self.dispatcher());
+        let mut answer = reporter.work(work);
+        answer.extend(further);
+        let links = if call.takes_links() { reporter.into_links() } else { Vec::new() };
+        Answer::new(answer).with_links(links)
+    }
+
+    /// An answer with several works.
+    pub(super) fn reports(&self, works: &[std::sync::Arc<Work>], further: Map<String, Value>, call: &Call) -> Answer {
+        let mut reporter = Reporter::several(self.dispatcher());
+        let shown: Vec<Value> = works.iter().map(|work| Value::Object(reporter.work(work))).collect();
+        let mut answer = further;
+        answer.insert("works".into(), shown.into());
+        let links = if call.takes_links() { reporter.into_links() } else { Vec::new() };
+        Answer::new(answer).with_links(links)
+    }
+
+    /// Works as they are now, in the order they were named.
+    pub(super) async fn check_all(&self, ids: &[WorkId]) -> Result<Vec<std::sync::Arc<Work>>, Problem> {
+        let max = self.dispatcher().config().mcp.works_max;
+        if ids.len() > max as usize {
+            return Err(crate::dispatcher::Error::TooMany { given: ids.len(), max }.into());
+        }
+        let mut works = Vec::with_capacity(ids.len());
+        for id in ids {
+            works.push(self.dispatcher().check(*id).await?);
+        }
+        Ok(works)
+    }
+
+    async fn check_outstanding(&self) -> Result<Answer, Problem> {
+        let (total, open) = self.dispatcher().outstanding(COUNTED_MAX).await?;
+        let recent = self.dispatcher().runs().recent(RECENT_MAX, false).await.map_err(crate::dispatcher::Error::from)?;
+        Ok(Answer::new(report::outstanding(total, &open, &recent, now())))
+    }
+
+    async fn check_run(&self, run_id: &str) -> Result<Answer, Problem> {
+        let run_id = run_id.trim().parse()?;
+        let runs = self.dispatcher().check_run(&run_id).await?;
+        let mut reporter = Reporter::several(self.dispatcher());
+        let works: Vec<Value> = runs.iter().map(|run| Value::Object(reporter.run(run))).collect();
+        Ok(Answer::new(fields(json!({ "run_id": run_id, "works": works }))))
+    }
+
+    async fn part(&self, id: WorkId, selector: &Selector) -> Result<Answer, Problem> {
+        let work = self.dispatcher().check(id).await?;
+        let Some(Outcome::Complete(output)) = &work.outcome else {
+            let next = if work.status.is_settled() { "Call check_work with the work_id alone." } else { "Wait for it with await_work." };
+            return Err(Problem::new(format_args!("work {id} is {} and has no result", work.status.label()), next));
+        };
+        let dispatcher = self.dispatcher();
+        let selection = results::select(&dispatcher.transport().blobs, output, selector, &dispatcher.config().results).await?;
+        let mut answer = fields(json!({
+            "work_id": id,
+            "status": work.status.label(),
+            "selection": { "text": selection.text, "total_bytes": selection.total_bytes, "truncated": selection.truncated },
+        }));
+        if let Some(note) = selection.note {
+            answer.insert("note".into(), note.into());
+        }
+        Ok(Answer::new(answer))
+    }
+}
+
+/// The work that a call must name.
+pub(super) fn required_work(call: &mut Call) -> Result<WorkId, Problem> {
+    call.arguments.work_id()?.ok_or_else(|| {
+        Problem::new("work_id is missing", "Call again with work_id: the id that assign_work returned; check_work lists outstanding works.")
+    })
+}
+
+fn selector(call: &mut Call) -> Result<Option<Selector>, Problem> {
+    type Parse = fn(&str) -> Result<Selector, results::Error>;
+    let kinds: [(&str, Parse); 4] =
+        [("lines", Selector::lines), ("grep", Selector::grep), ("jsonpath", Selector::jsonpath), ("bytes", Selector::bytes)];
+    let mut selector = None;
+    for (name, parse) in kinds {
+        let Some(text) = call.arguments.optional(name)? else { continue };
+        if selector.is_some() {
+            return Err(Problem::new("more than one of lines, grep, jsonpath and bytes was given", "Call again with one of them."));
+        }
+        selector = Some(parse(&text)?);
+    }
+    Ok(selector)
+}
