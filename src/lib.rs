@@ -4,6 +4,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`http`] | the HTTP door: `/mcp`, `/health`, tokens, sessions |
 //! | [`mcp`] | the only place that knows MCP: tools, prompts, resources |
 //! | [`dispatcher`] | assign, check, await, answer, cancel, escalate |
 //! | [`leaf`] | take from the hook, run, report |
@@ -24,6 +25,7 @@
 pub mod agents;
 pub mod config;
 pub mod dispatcher;
+pub mod http;
 pub mod init;
 pub mod leaf;
 pub mod mcp;

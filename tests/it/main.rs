@@ -1,8 +1,10 @@
 //! Everything that is tested from outside: the model's laws, contracts, and the real binary.
-#![expect(clippy::unwrap_used, reason = "in a test, that is how it fails")]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "in a test, that is how it fails")]
+#![expect(clippy::disallowed_methods, reason = "tests have no station whose tracker would wait for their tasks")]
 
 mod agents;
 mod config;
+mod http;
 mod layers;
 mod model;
 mod runner;
@@ -10,3 +12,4 @@ mod runner_bench;
 mod runner_stop;
 mod transport;
 mod transport_local;
+mod web;

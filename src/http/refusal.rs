@@ -1,0 +1,153 @@
+//! Refused requests: one shape, that a person, a script and an MCP client can read.
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use serde_json::json;
+
+/// A request that is refused: a JSON-RPC error without an id, as MCP asks for, that says what to do.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    code: i32,
+    message: String,
+    headers: Vec<(HeaderName, &'static str)>,
+}
+
+/// JSON-RPC's code of a request that is not well-formed or not allowed.
+const INVALID_REQUEST: i32 = -32600;
+const PARSE_ERROR: i32 = -32700;
+const INTERNAL_ERROR: i32 = -32603;
+/// What MCP's own SDKs use for an unknown session.
+const NO_SESSION: i32 = -32001;
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, code: INVALID_REQUEST, message: message.into(), headers: Vec::new() }
+    }
+
+    fn header(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn code(mut self, code: i32) -> Self {
+        self.code = code;
+        self
+    }
+
+    pub(super) fn bad_host(why: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("{why}: send exactly one Host header that names this server"))
+    }
+
+    pub(super) fn host(host: &str) -> Self {
+        let message = format!("{host:?} is not a name of this server: call it by another name, or add this one to http.allowed_hosts");
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    pub(super) fn origin(origin: &str) -> Self {
+        let message =
+            format!("pages of origin {origin:?} may not call this server: add it to http.allowed_origins (--allow-origin) if they should");
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    pub(super) fn no_token() -> Self {
+        let message = "this server needs a token: send the header \"Authorization: Bearer TOKEN\" (a token in the address is not accepted)";
+        Self::new(StatusCode::UNAUTHORIZED, message).header(WWW_AUTHENTICATE, "Bearer")
+    }
+
+    pub(super) fn wrong_token() -> Self {
+        let message = "the token is not this server's: send the one of its http.token, LATTICE_HTTP_TOKEN or --token-file";
+        Self::new(StatusCode::UNAUTHORIZED, message).header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")
+    }
+
+    pub(super) fn method(allowed: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("this method is not served here: use {allowed}")).header(ALLOW, allowed)
+    }
+
+    pub(super) fn nothing_at(path: &str) -> Self {
+        let path: String = path.chars().take(200).collect();
+        Self::new(StatusCode::NOT_FOUND, format!("nothing is served at {path:?}: MCP is at /mcp, the server's health at /health"))
+    }
+
+    pub(super) fn too_large(max: u64) -> Self {
+        let message = format!("the request is larger than {max} bytes: send less, or raise http.body_max");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message).header(CONNECTION, "close")
+    }
+
+    pub(super) fn stalled() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive in time: send it again").header(CONNECTION, "close")
+    }
+
+    pub(super) fn broken_off() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "the request's body broke off: send it again").header(CONNECTION, "close")
+    }
+
+    pub(super) fn no_json(why: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("the body is no JSON ({why}): send one JSON-RPC message")).code(PARSE_ERROR)
+    }
+
+    pub(super) fn batch() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "batches are no longer part of MCP: send one JSON-RPC message per request")
+    }
+
+    pub(super) fn no_message() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "the body is no JSON-RPC message of MCP: send an object with jsonrpc, method and params")
+    }
+
+    pub(super) fn no_session() -> Self {
+        let message = "there is no such session, or it has ended: send initialize again, without Mcp-Session-Id";
+        Self::new(StatusCode::NOT_FOUND, message).code(NO_SESSION)
+    }
+
+    pub(super) fn session_needed() -> Self {
+        let message = "this request needs a session: send initialize first, and its Mcp-Session-Id header with every later request";
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn too_many_sessions(max: usize) -> Self {
+        let message = format!("all {max} sessions are in use: try again later, end sessions with DELETE, or raise http.sessions_max");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).header(RETRY_AFTER, "30")
+    }
+
+    pub(super) fn stopping() -> Self {
+        let message = "this server is stopping: try again when it is back";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).header(RETRY_AFTER, "5").header(CONNECTION, "close")
+    }
+
+    /// What rmcp answered as plain text, in our shape; its internals go to the log.
+    pub(super) fn from_rmcp(status: StatusCode, text: &str) -> Self {
+        match status {
+            StatusCode::NOT_FOUND => Self::no_session(),
+            StatusCode::BAD_REQUEST if text.contains("Session ID is required") => Self::session_needed(),
+            StatusCode::METHOD_NOT_ALLOWED => Self::method("POST"),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE if text.starts_with("fail to deserialize") => Self::no_message(),
+            _ if text.contains("Session not found") || text.contains("Session service terminated") => Self::no_session(),
+            _ if status.is_server_error() => {
+                tracing::error!(cause = text, "an MCP request failed");
+                Self::new(status, "the server failed on this request: its log has the cause").code(INTERNAL_ERROR)
+            }
+            _ => Self::new(status, text),
+        }
+    }
+
+    /// Whether it says that a session does not exist.
+    pub(super) fn is_gone(&self) -> bool {
+        self.code == NO_SESSION
+    }
+}
+
+/// Why a response refuses; the door puts it into the log.
+#[derive(Clone)]
+pub(super) struct Said(pub(super) String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = json!({ "jsonrpc": "2.0", "error": { "code": self.code, "message": self.message } });
+        let mut response = (self.status, body.to_string()).into_response();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().extend(self.headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))));
+        response.extensions_mut().insert(Said(self.message));
+        response
+    }
+}

@@ -1,0 +1,260 @@
+//! The sessions of older clients: which are in use, how long they last, and what of them outlives this process.
+//!
+//! A session's `initialize` parameters stand in the store's `sessions` table, so that a restarted server takes the session up again
+//! at its next request. Newer clients have no sessions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
+use rmcp::transport::streamable_http_server::session::{SessionManager as _, SessionState, SessionStore, SessionStoreError};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::refusal::Refusal;
+use crate::config;
+use crate::transport::{Bucket, Expect, Table};
+
+/// The longest session id that is looked up.
+const ID_MAX: usize = 128;
+/// How often the sessions are gone through, at most and at least.
+const ROUND_MIN: Duration = Duration::from_millis(50);
+const ROUND_MAX: Duration = Duration::from_secs(60);
+
+/// The sessions that this process serves.
+pub(super) struct Sessions {
+    pub(super) manager: Arc<LocalSessionManager>,
+    store: Store,
+    idle: Duration,
+    max: usize,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_id: HashMap<Arc<str>, Seen>,
+    /// Those that are being opened.
+    joining: usize,
+}
+
+struct Seen {
+    /// Requests and streams that are open now: while there are any, the session is not idle, however silent.
+    open: usize,
+    last: Instant,
+    saved: Instant,
+    /// It was opened before this process served it.
+    from_before: bool,
+}
+
+impl Sessions {
+    pub(super) fn new(table: Arc<dyn Table>, config: &config::Http) -> Self {
+        let mut manager = LocalSessionManager::default();
+        // rmcp would count a silent tool call as idle; `keep` counts what is open.
+        manager.session_config.keep_alive = None;
+        // Some clients lose all tools to the empty event that primes a stream.
+        manager.session_config.sse_retry = None;
+        let idle = config.session_idle.get();
+        Self {
+            manager: Arc::new(manager),
+            store: Store { table, ttl: idle + idle / 4 },
+            idle,
+            max: config.sessions_max as usize,
+            known: Mutex::default(),
+        }
+    }
+
+    /// What rmcp keeps sessions in.
+    pub(super) fn store(&self) -> Arc<dyn SessionStore> {
+        Arc::new(self.store.clone())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a new session. When all are taken, the one that has been idle for longest ends.
+    ///
+    /// # Errors
+    /// When every session is in use.
+    pub(super) async fn admit(self: &Arc<Self>) -> Result<Joining, Refusal> {
+        let evicted = {
+            let mut known = self.known();
+            let mut evicted = None;
+            if known.by_id.len() + known.joining >= self.max {
+                let idlest = known.by_id.iter().filter(|(_, seen)| seen.open == 0).min_by_key(|(_, seen)| seen.last);
+                let id = idlest.map(|(id, _)| id.clone()).ok_or_else(|| Refusal::too_many_sessions(self.max))?;
+                known.by_id.remove(&id);
+                evicted = Some(id);
+            }
+            known.joining += 1;
+            evicted
+        };
+        let joining = Joining(self.clone());
+        if let Some(id) = evicted {
+            tracing::info!(session = %id, max = self.max, "ended the idlest session to make room for a new one");
+            self.end(&id).await;
+        }
+        Ok(joining)
+    }
+
+    /// Notes a request or stream of a session that this process knows.
+    pub(super) fn open(self: &Arc<Self>, id: &str) -> Option<Open> {
+        let mut known = self.known();
+        let (id, _) = known.by_id.get_key_value(id)?;
+        let id = id.clone();
+        known.by_id.entry(id.clone()).and_modify(Seen::enter);
+        Some(Open { sessions: self.clone(), id })
+    }
+
+    /// Notes a request or stream of a session that was opened or taken up again just now.
+    pub(super) fn join(self: &Arc<Self>, id: &str, from_before: bool) -> Open {
+        let id: Arc<str> = id.into();
+        let now = Instant::now();
+        self.known().by_id.entry(id.clone()).or_insert(Seen { open: 0, last: now, saved: now, from_before }).enter();
+        Open { sessions: self.clone(), id }
+    }
+
+    /// Forgets a session that has ended.
+    pub(super) fn forget(&self, id: &str) {
+        self.known().by_id.remove(id);
+    }
+
+    /// Whether a session was opened before this process served it.
+    pub(super) fn is_from_before(&self, id: &str) -> bool {
+        self.known().by_id.get(id).is_none_or(|seen| seen.from_before)
+    }
+
+    /// Whether the session exists, here or in the store.
+    pub(super) async fn exists(&self, id: &str) -> bool {
+        matches!(self.manager.has_session(&id.into()).await, Ok(true)) || matches!(self.store.load(id).await, Ok(Some(_)))
+    }
+
+    /// Ends sessions that have been idle for too long and keeps the others' rows alive, until `end`.
+    pub(super) async fn keep(self: Arc<Self>, end: CancellationToken) {
+        let mut round = tokio::time::interval((self.idle / 10).clamp(ROUND_MIN, ROUND_MAX));
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = end.cancelled() => return,
+                _ = round.tick() => {}
+            }
+            for id in self.take_idle() {
+                tracing::info!(session = %id, idle = ?self.idle, "ended an idle session");
+                self.end(&id).await;
+            }
+            self.refresh(self.idle / 8).await;
+        }
+    }
+
+    fn take_idle(&self) -> Vec<Arc<str>> {
+        let mut known = self.known();
+        let idle = known.by_id.extract_if(|_, seen| seen.open == 0 && seen.last.elapsed() >= self.idle);
+        idle.map(|(id, _)| id).collect()
+    }
+
+    async fn end(&self, id: &Arc<str>) {
+        if let Err(error) = self.manager.close_session(id).await {
+            tracing::debug!(session = %id, %error, "closing a session");
+        }
+        if let Err(error) = self.store.delete(id).await {
+            tracing::warn!(session = %id, %error, "cannot remove a session's row: it expires by itself");
+        }
+    }
+
+    /// Moves the expiry of all rows that were used since they were written.
+    pub(super) async fn save(&self) {
+        self.refresh(Duration::ZERO).await;
+    }
+
+    async fn refresh(&self, age: Duration) {
+        let due: Vec<_> = {
+            let mut known = self.known();
+            let used = known.by_id.iter_mut().filter(|(_, seen)| seen.saved.elapsed() >= age && (seen.open > 0 || seen.last > seen.saved));
+            used.map(|(id, seen)| (seen.saved = Instant::now(), id.clone()).1).collect()
+        };
+        for id in due {
+            if let Err(error) = self.store.touch(&id).await {
+                tracing::warn!(session = %id, %error, "cannot move a session's expiry");
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn enter(&mut self) {
+        self.open += 1;
+        self.last = Instant::now();
+    }
+}
+
+/// A session that is being opened: its place is taken while this lives.
+pub(super) struct Joining(Arc<Sessions>);
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        self.0.known().joining -= 1;
+    }
+}
+
+/// An open request or stream of a session: while this lives, the session is not idle.
+pub(super) struct Open {
+    sessions: Arc<Sessions>,
+    id: Arc<str>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(seen) = self.sessions.known().by_id.get_mut(&self.id) {
+            seen.open = seen.open.saturating_sub(1);
+            seen.last = Instant::now();
+        }
+    }
+}
+
+/// rmcp's store of sessions, on the lattice's own table.
+#[derive(Clone)]
+struct Store {
+    table: Arc<dyn Table>,
+    ttl: Duration,
+}
+
+impl Store {
+    async fn touch(&self, id: &str) -> Result<(), crate::transport::Error> {
+        let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(()) };
+        match self.table.put(Bucket::Sessions, id, row.value, Expect::Revision(row.revision), Some(self.ttl)).await {
+            Ok(_) | Err(crate::transport::Error::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl SessionStore for Store {
+    async fn load(&self, id: &str) -> Result<Option<SessionState>, SessionStoreError> {
+        if id.is_empty() || id.len() > ID_MAX {
+            return Ok(None);
+        }
+        let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(None) };
+        match serde_json::from_slice(&row.value) {
+            Ok(state) => Ok(Some(state)),
+            Err(error) => {
+                tracing::warn!(session = id, %error, "cannot read a session's row: the client has to initialize again");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn store(&self, id: &str, state: &SessionState) -> Result<(), SessionStoreError> {
+        let value = Bytes::from(serde_json::to_vec(state)?);
+        self.table.put(Bucket::Sessions, id, value, Expect::Any, Some(self.ttl)).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, id: &str) -> Result<(), SessionStoreError> {
+        self.table.remove(Bucket::Sessions, id, Expect::Any).await?;
+        Ok(())
+    }
+}
