@@ -4,6 +4,8 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`cli`], [`init`] | the command line, and the files that `init` writes |
+//! | [`station`] | the composition root: builds the parts, runs them, drains them |
 //! | [`http`] | the HTTP door: `/mcp`, `/health`, tokens, sessions |
 //! | [`mcp`] | the only place that knows MCP: tools, prompts, resources |
 //! | [`dispatcher`] | assign, check, await, answer, cancel, escalate |
@@ -23,6 +25,7 @@
 //! work in memory whose loss could matter; an effect is acknowledged after it is durable, and is idempotent by work id.
 
 pub mod agents;
+pub mod cli;
 pub mod config;
 pub mod dispatcher;
 pub mod http;
@@ -34,6 +37,7 @@ pub mod registry;
 pub mod results;
 pub mod runner;
 pub mod runs;
+pub mod station;
 pub mod telemetry;
 pub mod transport;
 pub mod works;

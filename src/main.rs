@@ -1,3 +1,7 @@
 //! Parses the command line, runs, and exits with a code that means something.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lattice_mcp::cli::main(std::env::args_os())
+}
