@@ -3,11 +3,17 @@
 #![expect(clippy::disallowed_methods, reason = "tests have no station whose tracker would wait for their tasks")]
 
 mod agents;
+mod assign;
 mod cli;
 mod config;
+mod crash;
 mod http;
 mod layers;
+mod lifecycle;
 mod model;
+mod names;
+mod rpc;
+mod rude;
 mod runner;
 mod runner_bench;
 mod runner_stop;
