@@ -5,8 +5,10 @@
 mod agents;
 mod assign;
 mod cli;
+mod clients;
 mod config;
 mod crash;
+mod harness;
 mod http;
 mod layers;
 mod lifecycle;
