@@ -154,6 +154,10 @@ fn what_a_file_says_wrong_is_named_with_its_line() {
         ("lattice: { work: { lease: 1s } }\n", "expected a duration of at least 2s"),
         ("results: { inline_max: 65KiB }\n", "expected a size of at most 64KiB"),
         ("http: { allowed_origins: [\"https://a.example/x\"] }\n", "expected origins like https://app.example"),
+        (
+            "lattice: { storage: { blob_max_age: 8d } }\n",
+            "lattice.yaml:1: lattice.storage.blob_max_age cannot be \"8d\": expected a duration longer than lattice.work.timeout_max and answer_timeout together",
+        ),
         ("http: { listen: nowhere }\n", "lattice.yaml:1: http.listen cannot be \"nowhere\": expected an address like 127.0.0.1:8765"),
         ("http: { token_file: none }\n", "expected a file that can be read"),
         ("log: { filter: \"a=b=c\" }\n", "expected a filter like warn"),
