@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Catalog, files, load_after, unavailable};
 use crate::config;
 
+/// How often folders are looked at anew because they changed meanwhile.
+const LOOKS_MAX: usize = 8;
+
 /// How patient a watcher is.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
@@ -164,11 +167,17 @@ impl Reader {
     }
 }
 
+/// Which folder this is: numbers are used again, so the birth counts as well.
+fn identity(dir: &Path) -> Option<(u64, Option<SystemTime>)> {
+    let meta = dir.metadata().ok().filter(std::fs::Metadata::is_dir)?;
+    Some((files::inode_number(&meta), meta.created().ok()))
+}
+
 /// The system's notices about the folders, and about the nearest folder that exists above a missing one.
 struct Eyes {
     dirs: Vec<PathBuf>,
     watcher: Option<RecommendedWatcher>,
-    /// What is watched, and which folder that was: numbers are used again, so the birth counts as well.
+    /// What is watched, and which folder that was.
     on: BTreeMap<PathBuf, (u64, Option<SystemTime>)>,
     blind: bool,
 }
@@ -194,8 +203,29 @@ impl Eyes {
         self.watcher.is_some() && !self.blind
     }
 
-    /// Looks at what exists now: folders come, go and are replaced.
+    /// Looks at what exists now: folders come, go and are replaced, also while we look.
     fn follow(mut self) -> Self {
+        let mut seen = self.sight();
+        for _ in 0..LOOKS_MAX {
+            self = self.look();
+            let now = self.sight();
+            if now == seen {
+                return self;
+            }
+            seen = now;
+        }
+        // Something keeps changing: it is looked at again soon.
+        self.blind = true;
+        self
+    }
+
+    /// Which of the folders are there, and which ones they are.
+    fn sight(&self) -> Vec<Option<(u64, Option<SystemTime>)>> {
+        let above = self.dirs.iter().flat_map(|dir| dir.ancestors().skip(1));
+        self.dirs.iter().map(PathBuf::as_path).chain(above).map(identity).collect()
+    }
+
+    fn look(mut self) -> Self {
         self.blind = false;
         let gone: Vec<PathBuf> = self.on.keys().filter(|dir| !dir.is_dir()).cloned().collect();
         for dir in gone {
@@ -223,7 +253,7 @@ impl Eyes {
     }
 
     fn watch(&mut self, dir: &Path, mode: RecursiveMode) {
-        let id = dir.metadata().map(|meta| (files::inode_number(&meta), meta.created().ok())).unwrap_or_default();
+        let id = identity(dir).unwrap_or_default();
         if self.on.get(dir) == Some(&id) {
             return;
         }
