@@ -1,7 +1,7 @@
 //! The clock and ids of a running process, and where its logs go.
 
 use std::io::IsTerminal as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -9,10 +9,29 @@ use uuid::Uuid;
 use crate::model::id::{InstanceId, RunId, WorkId};
 use crate::model::time::Timestamp;
 
-/// The moment, by this machine's clock.
+/// How far this machine's clock is behind the lattice's, in milliseconds.
+static BEHIND_MS: AtomicI64 = AtomicI64::new(0);
+
+/// The moment, by the lattice's clock: the server's where there is one, else this machine's.
 pub fn now() -> Timestamp {
+    let machine = machine_now();
+    Timestamp::from_millis(machine.as_millis().saturating_add(BEHIND_MS.load(Ordering::Relaxed)))
+}
+
+/// The moment, by this machine's own clock.
+pub fn machine_now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Corrects what `now` says by so many milliseconds, so that machines whose clocks differ agree on deadlines.
+pub fn correct_clock(behind_ms: i64) {
+    BEHIND_MS.store(behind_ms, Ordering::Relaxed);
+}
+
+/// By how many milliseconds what `now` says is corrected.
+pub fn clock_correction() -> i64 {
+    BEHIND_MS.load(Ordering::Relaxed)
 }
 
 /// A new work's id.

@@ -21,10 +21,21 @@ pub struct Event {
     pub station: StationId,
     /// The process that says so.
     pub instance: InstanceId,
+    /// As whom it says so. Where the record stands tells that, and not its body: a transport can guard a place, not a text.
+    pub side: Side,
     /// The attempt it belongs to; 0 when it is the assigner's word and no attempt's.
     pub attempt: u32,
     /// What happened.
     pub kind: Kind,
+}
+
+/// As whom a station speaks of a work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// As the one whose hook has the work.
+    Leaf,
+    /// As whoever assigned it, or sees to it in the assigner's stead: answers, cancels, and settles it when its time is up.
+    Assigner,
 }
 
 /// What happened.
@@ -309,7 +320,7 @@ impl Wire {
         wire
     }
 
-    fn into_event(self) -> Result<Event, Error> {
+    fn into_event(self, side: Side) -> Result<Event, Error> {
         let missing = |field| Error::Missing { kind: self.kind.clone(), work_id: self.work_id, field };
         let kind = match self.kind.as_str() {
             "WORK_ASSIGNED" => Kind::Assigned(self.assignment.ok_or_else(|| missing("assignment"))?),
@@ -345,6 +356,7 @@ impl Wire {
             at: self.timestamp,
             station: self.station_id,
             instance: self.instance_id,
+            side,
             attempt: self.attempt,
             kind,
         })
@@ -358,8 +370,8 @@ impl Event {
         serde_json::to_vec(&Wire::of(self.clone())).unwrap_or_default()
     }
 
-    /// Reads an event; unknown fields are ignored, unknown types kept as `Other`.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        serde_json::from_slice::<Wire>(bytes)?.into_event()
+    /// Reads an event that stands where this side writes; unknown fields are ignored, unknown types kept as `Other`.
+    pub fn from_bytes(bytes: &[u8], side: Side) -> Result<Self, Error> {
+        serde_json::from_slice::<Wire>(bytes)?.into_event(side)
     }
 }

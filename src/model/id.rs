@@ -131,6 +131,12 @@ impl StationId {
 pub struct InstanceId(Uuid);
 
 impl InstanceId {
+    /// Eight of its bytes, the most random ones.
+    pub fn low_bytes(&self) -> [u8; 8] {
+        let bytes = self.0.as_bytes();
+        std::array::from_fn(|n| bytes[n + 8])
+    }
+
     /// Wraps a UUID that the caller made.
     pub const fn new(uuid: Uuid) -> Self {
         Self(uuid)

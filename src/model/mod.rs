@@ -3,6 +3,7 @@
 //! Nothing here knows tokio, I/O or the clock; functions take `now`.
 
 pub mod agent;
+pub mod audit;
 pub mod event;
 pub mod id;
 pub mod output;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::event::{Ask, Event, Failure, FailureKind, Kind};
+use super::event::{Ask, Event, Failure, FailureKind, Kind, Side};
 use super::id::{AgentName, InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
 use super::run::Run;
@@ -337,8 +337,28 @@ impl Work {
         }
     }
 
+    /// Whether an event is of somebody who may say it; others change nothing.
+    ///
+    /// A leaf's word counts only from the station that the work was given to, and never for an assigner's. Until the order is
+    /// known that station is not: a taking may reach the log before it, and nobody else knows the work's id by then.
+    pub fn heeds(&self, event: &Event) -> bool {
+        let holds = self.assignment.as_ref().is_none_or(|order| order.target_station == event.station);
+        match (event.side, &event.kind) {
+            (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. })
+            | (Side::Leaf, Kind::Answered { .. }) => false,
+            (Side::Leaf, Kind::Cancelled { .. }) if event.attempt == 0 => false,
+            // A leaf that found no order on the log repeats the one that its hook had.
+            (Side::Leaf, Kind::Assigned(order)) => holds && order.target_station == event.station,
+            (Side::Leaf, _) => holds,
+            (Side::Assigner, _) => true,
+        }
+    }
+
     /// Takes in one more event.
     pub fn apply(&mut self, event: &Event) {
+        if !self.heeds(event) {
+            return;
+        }
         let before = self.status;
         self.events += 1;
         self.note_attempt(event);

@@ -1,6 +1,6 @@
 //! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
 
-use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs};
+use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{BlobRef, Media, Output};
 use lattice_mcp::model::time::Timestamp;
@@ -24,6 +24,7 @@ fn event(attempt: u32, at: i64, kind: Kind) -> Event {
         at: Timestamp::from_millis(at),
         station: "north".parse().unwrap(),
         instance: InstanceId::new(Uuid::from_u128(u128::from(attempt))),
+        side: if attempt == 0 { Side::Assigner } else { Side::Leaf },
         attempt,
         kind,
     }
@@ -104,6 +105,20 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         })
 }
 
+/// The order, and what happens to the work after it.
+fn ordered() -> impl Strategy<Value = Vec<Event>> {
+    events().prop_map(|events| [event(0, 0, Kind::Assigned(Box::new(assignment())))].into_iter().chain(events).collect())
+}
+
+/// What a station that was not given the work says of it, as a leaf.
+fn strange() -> impl Strategy<Value = Event> {
+    (0u32..9, 0i64..9999, kind()).prop_map(|(attempt, at, (_, kind))| Event {
+        station: "stranger".parse().unwrap(),
+        side: Side::Leaf,
+        ..event(attempt, at, kind)
+    })
+}
+
 fn attempt_of(status: Status) -> u32 {
     status.mark().map_or(u32::MAX, |mark| mark.attempt)
 }
@@ -155,7 +170,7 @@ proptest! {
         for pair in cuts.windows(2) {
             for event in &events[pair[0]..pair[1]] {
                 // Each event crosses the wire, and the status a store.
-                let event = Event::from_bytes(&event.to_bytes()).unwrap();
+                let event = Event::from_bytes(&event.to_bytes(), event.side).unwrap();
                 pieces.get_or_insert_with(|| Work::begin(&event)).apply(&event);
             }
             if let Some(work) = &mut pieces {
@@ -189,16 +204,50 @@ proptest! {
     }
 
     #[test]
+    fn a_strangers_events_never_change_a_work(
+        events in ordered(),
+        strange in proptest::collection::vec((strange(), any::<prop::sample::Index>()), 1..8),
+    ) {
+        let mut disturbed = events.clone();
+        for (event, place) in strange {
+            disturbed.insert(1 + place.index(disturbed.len()), event);
+        }
+        prop_assert_eq!(Work::fold(&events), Work::fold(&disturbed));
+    }
+
+    #[test]
+    fn a_leaf_cannot_take_the_assigners_part_nor_an_assigner_the_leafs(events in ordered(), at in 0i64..9999) {
+        let as_leaf = |kind| Event { side: Side::Leaf, ..event(0, at, kind) };
+        let as_assigner = |kind| Event { side: Side::Assigner, ..event(9, at, kind) };
+        let elsewhere = Assignment { target_station: "stranger".parse().unwrap(), ..assignment() };
+        let usurped = [
+            as_leaf(Kind::Answered { ask: 1, answer: json!(1) }),
+            as_leaf(Kind::Cancelled { reason: None }),
+            as_leaf(Kind::Assigned(Box::new(elsewhere))),
+            as_assigner(Kind::Accepted),
+            as_assigner(Kind::Progress { pct: None, message: None }),
+            as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1 }),
+            as_assigner(Kind::Retrying { failure: Failure::new(FailureKind::Agent, "no"), next_at: Timestamp::from_millis(at) }),
+        ];
+        let work = Work::fold(&events).unwrap();
+        for event in usurped {
+            let mut after = work.clone();
+            after.apply(&event);
+            prop_assert_eq!(&work, &after, "{:?}", event);
+        }
+    }
+
+    #[test]
     fn events_survive_the_wire(events in events()) {
         for event in &events {
-            prop_assert_eq!(&Event::from_bytes(&event.to_bytes()).unwrap(), event);
+            prop_assert_eq!(&Event::from_bytes(&event.to_bytes(), event.side).unwrap(), event);
         }
     }
 
     #[test]
     fn no_bytes_panic_the_wire(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in ".{0,64}") {
-        let _ = Event::from_bytes(&bytes);
-        let _ = Event::from_bytes(text.as_bytes());
+        let _ = Event::from_bytes(&bytes, Side::Leaf);
+        let _ = Event::from_bytes(text.as_bytes(), Side::Leaf);
     }
 }
 
@@ -256,4 +305,30 @@ fn attempts_that_a_station_gave_back_do_not_count() {
     let back = event(1, 2, Kind::Retrying { failure: Failure::new(FailureKind::HandedBack, ""), next_at: Timestamp::from_millis(2) });
     let work = Work::fold(&[event(1, 1, Kind::Accepted), back, event(2, 3, Kind::Accepted), event(3, 4, Kind::Accepted)]).unwrap();
     assert_eq!(work.attempts_burnt(3), 1, "attempt 2 vanished without a word, attempt 1 was given back");
+}
+
+#[test]
+fn whoever_sees_to_a_work_whose_time_is_up_settles_it_from_any_station() {
+    let elsewhere = |kind| Event { station: "west".parse().unwrap(), side: Side::Assigner, ..event(2, 9, kind) };
+    let held = [event(0, 1, Kind::Assigned(Box::new(assignment()))), event(1, 2, Kind::Accepted)];
+    let failed = || elsewhere(Kind::Failed { failure: Failure::new(FailureKind::TotalTimeout, "too late"), duration_ms: 0 });
+    let timed_out = Work::fold(held.iter().chain([&failed()])).unwrap();
+    assert_eq!(timed_out.status, Status::Failed);
+    // Its attempt fences it: whoever took the work after it goes on.
+    let late = Work::fold(held.iter().chain([&event(3, 8, Kind::Accepted), &failed()])).unwrap();
+    assert_eq!(late.status.label(), "ACCEPTED");
+    let asked = event(0, 3, Kind::Cancelled { reason: Some("enough".into()) });
+    let confirmed = Work::fold(held.iter().chain([&asked, &elsewhere(Kind::Cancelled { reason: None })])).unwrap();
+    assert_eq!(confirmed.outcome, Some(Outcome::Cancelled(Some("enough".into()))));
+}
+
+#[test]
+fn a_leaf_may_repeat_the_order_that_its_hook_had_and_no_other() {
+    let repeated = |station: &str| Event {
+        station: station.parse().unwrap(),
+        side: Side::Leaf,
+        ..event(1, 1, Kind::Assigned(Box::new(assignment())))
+    };
+    assert!(Work::fold(&[event(1, 1, Kind::Accepted), repeated("north")]).unwrap().assignment.is_some());
+    assert!(Work::fold(&[event(1, 1, Kind::Accepted), repeated("stranger")]).unwrap().assignment.is_none());
 }

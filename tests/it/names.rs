@@ -128,3 +128,30 @@ async fn work_stays_with_the_agent_it_was_given_to_whoever_holds_the_name_by_the
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_gone_stations_work_is_settled_by_another_station() {
+    let place = Place::new();
+    let (north, none) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    agent(north.path(), "shared", "", "sleep 300");
+    let holder = {
+        let mut command = binary(place.data.path(), north.path());
+        command.args(["--station", "north"]).envs(QUICK).env("LATTICE_WORK_LEASE", "2s");
+        Client::start(command).await
+    };
+    let assigned = holder.call("assign_work", json!({"agent_name": "shared", "task": "late", "timeout": "3s"})).await;
+    let (late, unwanted) = (assigned["work_id"].as_str().unwrap(), holder.assign("shared", "unwanted").await);
+    crate::lifecycle::reaches(&holder, late, "ACCEPTED").await;
+    crate::lifecycle::reaches(&holder, &unwanted, "ACCEPTED").await;
+    let other = station(&place, "west", none.path()).await;
+    let mut holder = holder;
+    holder.child.start_kill().unwrap();
+    holder.child.wait().await.unwrap();
+    eventually("it is cancelled", async || {
+        let work = other.call("cancel_work", json!({"work_id": unwanted, "reason": "its machine is gone"})).await;
+        (work["status"] == "CANCELLED").then_some(())
+    })
+    .await;
+    let work = other.settled(late).await;
+    assert_eq!((work["status"].as_str(), work["error"]["kind"].as_str()), (Some("FAILED"), Some("total_timeout")), "{work}");
+}
