@@ -14,8 +14,8 @@ use crate::model::id::{LatticeId, StationId};
 use crate::model::size::Size;
 use crate::model::time::Span;
 
-pub(crate) use load::nearest;
 pub use load::{Error, Given, Loaded, Origin, Sources, load, variables};
+pub(crate) use load::{nearest, without_password};
 
 /// The name of our folders below the user's.
 const FOLDER: &str = "lattice-mcp";
@@ -76,6 +76,8 @@ pub struct Lattice {
     pub id: LatticeId,
     /// This station's name; the host's when absent.
     pub station: Option<StationId>,
+    /// Which processes of a station may run each other's works.
+    pub replicas: Replicas,
     /// Where everything is kept; the user's data folder when absent.
     pub data_dir: Option<PathBuf>,
     /// Limits of works.
@@ -86,6 +88,10 @@ pub struct Lattice {
     pub presence: Presence,
     /// The embedded store.
     pub storage: Storage,
+    /// The server through which machines share the lattice.
+    pub nats: Nats,
+    /// A server of our own.
+    pub embedded_nats: EmbeddedNats,
 }
 
 impl Default for Lattice {
@@ -93,13 +99,32 @@ impl Default for Lattice {
         Self {
             id: "default".parse().unwrap_or_else(|_| unreachable!("a valid name")),
             station: None,
+            replicas: Replicas::Auto,
             data_dir: None,
             work: Work::default(),
             retry: Retry::default(),
             presence: Presence::default(),
             storage: Storage::default(),
+            nats: Nats::default(),
+            embedded_nats: EmbeddedNats::default(),
         }
     }
+}
+
+/// Which processes of a station are replicas: works that are given to an agent may be run by any of them.
+///
+/// One machine may have a station's name in many projects, whose agents of one name differ: there the folder decides. A fleet
+/// has one set of agents in a different place on each machine: there the name does. Nothing but their owner's word tells the two
+/// apart, and `leaf` under a name that was chosen for it is such a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replicas {
+    /// `by_name` for `lattice-mcp leaf` whose station is named by flag, variable or its own file; else `by_folder`.
+    Auto,
+    /// Those that have an agent of the name, wherever its file stands.
+    ByName,
+    /// Those that read the very same file.
+    ByFolder,
 }
 
 /// Limits of works.
@@ -147,7 +172,7 @@ impl Default for Work {
             input_max: Size::mib(8),
             progress_per_second: 20,
             progress_interval: Span::secs(5),
-            lease: Span::secs(10),
+            lease: Span::secs(5),
             grace: Span::secs(10),
             kill_after: Span::secs(5),
             answer_timeout: Span::secs(24 * 3600),
@@ -242,6 +267,113 @@ impl Default for Storage {
             runs_max_age: Span::secs(90 * 86_400),
             max_bytes: Size::mib(1024),
         }
+    }
+}
+
+/// The server through which machines share the lattice.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Nats {
+    /// Where it is: `nats://host:4222`, several with commas between them, or `embedded`; absent: one machine, no server. A user and
+    /// a password, or a token, may stand before an `@`.
+    pub url: Option<String>,
+    /// Who we are to it.
+    pub auth: NatsAuth,
+    /// How the connection is protected.
+    pub tls: NatsTls,
+    /// How many servers of a cluster keep each stream.
+    pub replicas: u32,
+    /// How long the lattice's log is kept.
+    pub log_max_age: Span,
+    /// How large the lattice's log may become.
+    pub log_max_bytes: Size,
+    /// How much all large inputs and results may take.
+    pub blob_max_bytes: Size,
+    /// A larger message travels as a blob. Times `work.queue_size` this bounds a station's hook.
+    pub body_inline_max: Size,
+    /// How long one try to connect may take.
+    pub connect_timeout: Span,
+    /// How long an answer may take.
+    pub request_timeout: Span,
+    /// How often a quiet connection is tried.
+    pub ping_interval: Span,
+    /// The longest pause between two tries to connect again.
+    pub reconnect_delay_max: Span,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: None,
+            auth: NatsAuth::default(),
+            tls: NatsTls::default(),
+            replicas: 1,
+            log_max_age: Span::secs(7 * 86_400),
+            log_max_bytes: Size::mib(1024),
+            blob_max_bytes: Size::mib(10 * 1024),
+            body_inline_max: Size::kib(256),
+            connect_timeout: Span::secs(5),
+            request_timeout: Span::secs(5),
+            ping_interval: Span::secs(4),
+            reconnect_delay_max: Span::secs(4),
+        }
+    }
+}
+
+impl Nats {
+    /// Whether we run the server ourselves.
+    pub fn is_embedded(&self) -> bool {
+        self.url.as_deref() == Some("embedded")
+    }
+}
+
+/// Who we are to a server: one way at most.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NatsAuth {
+    /// A user's name.
+    pub user: Option<String>,
+    /// That user's password.
+    pub password: Option<Secret>,
+    /// A token.
+    pub token: Option<Secret>,
+    /// A file of credentials, as `nsc` writes it.
+    pub creds_file: Option<PathBuf>,
+    /// A file whose first line is the seed of an nkey.
+    pub nkey_file: Option<PathBuf>,
+}
+
+/// How the connection to a server is protected.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NatsTls {
+    /// A file of certificates that vouch for the server, besides the system's.
+    pub ca: Option<PathBuf>,
+    /// A file with our own certificate.
+    pub cert: Option<PathBuf>,
+    /// A file with its key.
+    pub key: Option<PathBuf>,
+}
+
+/// A server of our own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmbeddedNats {
+    /// Where it listens.
+    pub address: std::net::IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// The port of its monitoring pages, on loopback; none when absent.
+    pub http_port: Option<u16>,
+    /// Where it keeps everything; a folder below the data folder when absent.
+    pub store_dir: Option<PathBuf>,
+    /// The program; looked for on the path when absent.
+    pub server: Option<PathBuf>,
+}
+
+impl Default for EmbeddedNats {
+    fn default() -> Self {
+        Self { address: std::net::Ipv4Addr::LOCALHOST.into(), port: 4222, http_port: None, store_dir: None, server: None }
     }
 }
 
@@ -417,7 +549,7 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "warn,rmcp=error".into() }
+        Self { filter: "warn,rmcp=error,async_nats=off".into() }
     }
 }
 

@@ -89,6 +89,8 @@ fn texts(config: &Config) -> Vec<(bool, &'static str, String)> {
     let http = &config.http;
     let token = http.token.as_ref().map(super::Secret::expose);
     let command_empty = matches!(&config.agents.default_runner, Some(RunnerSpec::Command(command)) if command.command.first().is_none_or(|program| program.trim().is_empty()));
+    let (nats, auth) = (&config.lattice.nats, &config.lattice.nats.auth);
+    let ways = [auth.user.is_some(), auth.token.is_some(), auth.creds_file.is_some(), auth.nkey_file.is_some()];
     let variable = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
     vec![
         (
@@ -112,6 +114,31 @@ fn texts(config: &Config) -> Vec<(bool, &'static str, String)> {
             "host names like lattice.example or lattice.example:8765, without a scheme or path".to_owned(),
         ),
         (!config.runner.env_pass.iter().all(variable), "runner.env_pass", "names of variables, without values".to_owned()),
+        (
+            nats.url.as_deref().is_some_and(|url| !nats.is_embedded() && !url.split(',').all(is_server)),
+            "lattice.nats.url",
+            "embedded, or addresses like nats://host:4222 or tls://host:4222, with commas between them".to_owned(),
+        ),
+        (
+            ways.iter().filter(|way| **way).count() > 1,
+            "lattice.nats.auth",
+            "one of user and password, token, creds_file and nkey_file".to_owned(),
+        ),
+        (
+            auth.user.is_some() != auth.password.is_some(),
+            "lattice.nats.auth.password",
+            "both lattice.nats.auth.user and lattice.nats.auth.password, or neither".to_owned(),
+        ),
+        (
+            nats.tls.cert.is_some() != nats.tls.key.is_some(),
+            "lattice.nats.tls.key",
+            "both lattice.nats.tls.cert and lattice.nats.tls.key, or neither".to_owned(),
+        ),
+        (!matches!(nats.replicas, 1 | 3 | 5), "lattice.nats.replicas", "1, 3 or 5".to_owned()),
+        (nats.ping_interval < Span::millis(500), "lattice.nats.ping_interval", "a duration of at least 500ms".to_owned()),
+        (nats.request_timeout < Span::millis(100), "lattice.nats.request_timeout", "a duration of at least 100ms".to_owned()),
+        (nats.connect_timeout < Span::millis(100), "lattice.nats.connect_timeout", "a duration of at least 100ms".to_owned()),
+        (nats.body_inline_max < Size::kib(1), "lattice.nats.body_inline_max", "a size of at least 1KiB".to_owned()),
         (command_empty, "agents.default_runner", "a runner whose command names a program".to_owned()),
     ]
 }
@@ -129,6 +156,18 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     }
     let named = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     named.as_deref().unwrap_or(text).parse().map_err(|_| format!("{text:?} is not an address: write it like 127.0.0.1:8765 or :8765"))
+}
+
+/// Whether a text is the address of a NATS server.
+fn is_server(text: &str) -> bool {
+    let text = text.trim();
+    let rest = match text.split_once("://") {
+        Some(("nats" | "tls", rest)) => rest,
+        Some(_) => return false,
+        None => text,
+    };
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    is_host(host)
 }
 
 fn is_origin(text: &str) -> bool {

@@ -10,16 +10,30 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::yaml::{Content, Node};
-use super::{Config, Secret, check, user_dir, yaml};
+use super::{Config, Replicas, Secret, check, user_dir, yaml};
 
 const FILE_NAME: &str = "lattice.yaml";
 const FILE_MAX: u64 = 1 << 20;
-const SECRETS: [&str; 1] = ["http.token"];
-const PATHS: [&str; 3] = ["lattice.data_dir", "http.token_file", "agents.dirs"];
+const SECRETS: [&str; 3] = ["http.token", "lattice.nats.auth.password", "lattice.nats.auth.token"];
+const PATHS: [&str; 10] = [
+    "lattice.data_dir",
+    "lattice.nats.auth.creds_file",
+    "lattice.nats.auth.nkey_file",
+    "lattice.nats.tls.ca",
+    "lattice.nats.tls.cert",
+    "lattice.nats.tls.key",
+    "lattice.embedded_nats.store_dir",
+    "lattice.embedded_nats.server",
+    "http.token_file",
+    "agents.dirs",
+];
+/// Sections that may be written as one value, and the key that it is then.
+const SHORT: [(&str, &str); 1] = [("lattice.nats", "lattice.nats.url")];
 /// Short names of variables, besides the ones that follow from the keys.
-const ALIASES: [(&str, &str); 1] = [("LATTICE_LOG", "log.filter")];
+const ALIASES: [(&str, &str); 3] =
+    [("LATTICE_LOG", "log.filter"), ("LATTICE_NATS", "lattice.nats.url"), ("LATTICE_NATS_SERVER", "lattice.embedded_nats.server")];
 /// Variables that a runner sets for a run, that name the file, or that belong to a program we start: not settings.
-const NOT_SETTINGS: [&str; 13] = [
+const NOT_SETTINGS: [&str; 12] = [
     "LATTICE_CONFIG",
     "LATTICE_WORK_ID",
     "LATTICE_RUN_ID",
@@ -32,7 +46,6 @@ const NOT_SETTINGS: [&str; 13] = [
     "LATTICE_BOUND_WORK",
     "LATTICE_BOUND_RUN",
     "LATTICE_BOUND_ATTEMPT",
-    "LATTICE_NATS_SERVER",
 ];
 
 /// Where a value came from.
@@ -91,14 +104,6 @@ pub enum Error {
         key: String,
         /// The known key that is most like it.
         nearest: String,
-    },
-    /// A key of the NATS transport.
-    #[error("{place}: this build has no NATS transport yet; remove {key}")]
-    NoNats {
-        /// Where.
-        place: Origin,
-        /// The key.
-        key: String,
     },
     /// A value that cannot be taken.
     #[error("{place}: {key} cannot be {shown}: expected {expected}")]
@@ -176,6 +181,43 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Whether this process shares its agents' works by their names, with whoever is of its station and says the same.
+    pub fn shares_by_name(&self, is_leaf: bool) -> bool {
+        let named = match self.origin.get("lattice.station") {
+            None | Some(Origin::Default) => false,
+            // The user's own file names the station of every project.
+            Some(Origin::File { path, .. }) => user_dir().is_none_or(|dir| !path.starts_with(dir)),
+            Some(Origin::Env(_) | Origin::Flag(_)) => true,
+        };
+        match self.config.lattice.replicas {
+            Replicas::Auto => is_leaf && named,
+            Replicas::ByName => true,
+            Replicas::ByFolder => false,
+        }
+    }
+
+    /// The settings of the lattice that no file holds, as variables: what another process needs to take part in the same way.
+    pub fn handed_on(&self) -> Vec<(String, String)> {
+        let tree = serde_json::to_value(&self.config).unwrap_or_default();
+        let auth = &self.config.lattice.nats.auth;
+        let text = |key: &str| {
+            let secret = match key {
+                "lattice.nats.auth.password" => auth.password.as_ref(),
+                "lattice.nats.auth.token" => auth.token.as_ref(),
+                _ => None,
+            };
+            match (secret, at(&tree, key)?) {
+                (Some(secret), _) => Some(secret.expose().to_owned()),
+                (None, Value::String(text)) => Some(text.clone()),
+                (None, Value::Null | Value::Array(_) | Value::Object(_)) => None,
+                (None, value) => Some(value.to_string()),
+            }
+        };
+        let of_lattice = self.origin.iter().filter(|(key, _)| key.starts_with("lattice."));
+        let no_file = of_lattice.filter(|(_, origin)| matches!(origin, Origin::Env(_) | Origin::Flag(_)));
+        no_file.filter_map(|(key, _)| Some((variable_of(key), text(key)?))).collect()
+    }
+
     /// Each key with its value and origin, fit for showing: secrets are hidden.
     pub fn table(&self) -> Vec<(String, String, Origin)> {
         let tree = serde_json::to_value(&self.config).unwrap_or_default();
@@ -278,7 +320,10 @@ impl Layers<'_> {
         }
         for entry in node.entries() {
             let key = join(prefix, &entry.key);
-            if self.known.contains_key(&key) {
+            let short = SHORT.iter().find(|(section, _)| *section == key && entry.node.text().is_some());
+            if let Some((_, whole)) = short {
+                self.take_node(whole, &entry.node, place(entry.line), file)?;
+            } else if self.known.contains_key(&key) {
                 self.take_node(&key, &entry.node, place(entry.line), file)?;
             } else if self.is_section(&key) {
                 self.take_section(&key, &entry.node, file)?;
@@ -294,9 +339,6 @@ impl Layers<'_> {
     }
 
     fn unknown(&self, key: String, place: Origin) -> Error {
-        if is_nats(&key) {
-            return Error::NoNats { place, key };
-        }
         let sections = self.known.keys().flat_map(|key| key.match_indices('.').map(|(at, _)| &key[..at]));
         let candidates = self.known.keys().map(String::as_str).chain(sections);
         let nearest = nearest(&key, candidates).unwrap_or_default();
@@ -330,8 +372,6 @@ impl Layers<'_> {
                 self.take_texts(key, texts, Origin::Env(name.clone()), &sources.cwd)?;
             } else if NOT_SETTINGS.contains(&name.as_str()) {
                 continue;
-            } else if is_nats(&name.to_ascii_lowercase().replacen('_', ".", 1)) {
-                return Err(Error::NoNats { place: Origin::Env(name.clone()), key: name.clone() });
             } else {
                 let candidates = names.keys().map(String::as_str).chain(ALIASES.iter().map(|(alias, _)| *alias));
                 let nearest = nearest(name, candidates).unwrap_or_default();
@@ -475,22 +515,25 @@ fn based(value: Value, base: &Path) -> Value {
     }
 }
 
-fn is_nats(key: &str) -> bool {
-    key.strip_prefix("lattice.").is_some_and(|rest| {
-        ["nats", "embedded_nats"]
-            .iter()
-            .any(|name| rest.strip_prefix(name).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric())))
-    })
-}
-
 fn show(key: &str, value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         _ if SECRETS.contains(&key) => "(hidden)".into(),
+        Value::String(text) if key == "lattice.nats.url" => without_password(text),
         Value::String(text) => text.clone(),
         Value::Array(items) if items.iter().all(Value::is_string) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }
+}
+
+/// Addresses of servers, without what stands before their `@`.
+pub(crate) fn without_password(urls: &str) -> String {
+    let hide = |url: &str| match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}(hidden){}", &url[..scheme + 3], &url[at..]),
+        (None, Some(at)) => format!("(hidden){}", &url[at..]),
+        _ => url.to_owned(),
+    };
+    urls.split(',').map(hide).collect::<Vec<_>>().join(",")
 }
 
 fn show_bad(key: &str, value: &Value) -> String {

@@ -130,8 +130,12 @@ fn what_a_file_says_wrong_is_named_with_its_line() {
         ),
         ("latice:\n  id: x\n", "lattice.yaml:1: unknown key \"latice\": the nearest known key is \"lattice\""),
         ("work: { lease: 10s }\n", "lattice.yaml:1: unknown key \"work\": the nearest known key is \"lattice.work\""),
-        ("lattice:\n  nats:\n    url: x\n", "lattice.yaml:2: this build has no NATS transport yet; remove lattice.nats"),
-        ("lattice: { embedded_nats: {} }\n", "lattice.yaml:1: this build has no NATS transport yet; remove lattice.embedded_nats"),
+        ("lattice:\n  nats: http://a\n", "lattice.yaml:2: lattice.nats.url cannot be \"http://a\": expected embedded, or addresses like"),
+        ("lattice: { nats: { auth: { user: a } } }\n", "expected both lattice.nats.auth.user and lattice.nats.auth.password, or neither"),
+        ("lattice: { nats: { auth: { token: a, nkey_file: b } } }\n", "expected one of user and password, token, creds_file and nkey_file"),
+        ("lattice: { nats: { tls: { cert: a } } }\n", "expected both lattice.nats.tls.cert and lattice.nats.tls.key, or neither"),
+        ("lattice: { nats: { replicas: 2 } }\n", "lattice.yaml:1: lattice.nats.replicas cannot be 2: expected 1, 3 or 5"),
+        ("lattice: { embedded_nats: { port: 70000 } }\n", "lattice.yaml:1: lattice.embedded_nats.port cannot be \"70000\": expected u16"),
         ("lattice: 3\n", "lattice.yaml:1: lattice cannot be 3: expected a section with keys"),
         ("- x\n", "lattice.yaml:1: the file cannot be [\"x\"]: expected a section with keys"),
         (
@@ -178,8 +182,9 @@ fn a_bad_variable_or_flag_is_named() {
         "LATTICE_WORK_MAX_PARALLEL: lattice.work.max_parallel cannot be -1: expected a whole number from 0 to 4294967295"
     );
     assert_eq!(
-        from_env(&[("LATTICE_NATS_URL", "nats://x")]).unwrap_err(),
-        "LATTICE_NATS_URL: this build has no NATS transport yet; remove LATTICE_NATS_URL"
+        from_env(&[("LATTICE_NATS", "http://x")]).unwrap_err(),
+        "LATTICE_NATS: lattice.nats.url cannot be \"http://x\": expected embedded, or addresses like nats://host:4222 or tls://host:4222, \
+         with commas between them"
     );
     let flags = vec![("lattice.station".to_owned(), Given::One("a b".into()), "--station".to_owned())];
     let error = load(&Sources { flags, ..Sources::default() }).unwrap_err().to_string();
@@ -234,7 +239,7 @@ fn secrets_are_never_shown() {
     assert_eq!(row("http.token").1, "(hidden)");
     assert!(row("http.token").2.to_string().ends_with("lattice.yaml:1"));
     assert_eq!((row("lattice.station").1, row("lattice.station").2), (String::new(), Origin::Default));
-    assert_eq!(row("lattice.work.lease").1, "10s");
+    assert_eq!(row("lattice.work.lease").1, "5s");
     assert!(!format!("{table:?} {:?}", loaded.config.http).contains("s3cret"));
     sources.env = env(&[("LATTICE_HTTP_TOKEN", "other")]);
     let error = load(&sources).unwrap_err().to_string();
