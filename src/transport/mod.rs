@@ -4,6 +4,8 @@
 //! `local` keeps them in one SQLite file; further transports pass the same contract suite.
 
 pub mod local;
+pub mod mesh;
+pub mod nats;
 pub mod subject;
 
 use std::ops::Range;
@@ -13,11 +15,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::AsyncRead;
+use tokio::sync::watch;
 
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::output::{BlobRef, Media};
 use crate::model::time::Timestamp;
-pub use subject::{Filter, Subject};
+pub use subject::{Filter, Subject, Wire};
 
 /// The four primitives of one lattice; cheap to clone.
 #[derive(Clone)]
@@ -30,6 +33,35 @@ pub struct Transport {
     pub table: Arc<dyn Table>,
     /// Large values by digest.
     pub blobs: Arc<dyn Blobs>,
+    /// Whether the lattice's server can be reached.
+    pub reach: watch::Receiver<Reach>,
+}
+
+/// Whether the other machines of the lattice can be reached.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Reach {
+    /// There is no server: everything is on this machine.
+    #[default]
+    Alone,
+    /// The server is connected.
+    Connected,
+    /// The server cannot be reached.
+    Away {
+        /// Since when.
+        since: Timestamp,
+        /// Why, and what is done about it.
+        reason: Arc<str>,
+    },
+}
+
+impl Transport {
+    /// Why the lattice's server cannot be reached, if it cannot.
+    pub fn away(&self) -> Option<(Timestamp, Arc<str>)> {
+        match &*self.reach.borrow() {
+            Reach::Away { since, reason } => Some((*since, Arc::clone(reason))),
+            Reach::Alone | Reach::Connected => None,
+        }
+    }
 }
 
 /// Why a primitive did not do what it was asked.
@@ -57,6 +89,15 @@ pub enum Error {
     /// The store is corrupt, read-only, full, of a newer version, or otherwise refuses; the text says where and what to do.
     #[error("{0}")]
     Store(Arc<str>),
+    /// The server does not let us; nothing was done.
+    #[error("{0}")]
+    Denied(Arc<str>),
+    /// The server cannot be reached now; nothing was done.
+    #[error("{0}")]
+    Unreachable(Arc<str>),
+    /// The server was asked and did not answer: it may or may not have been done.
+    #[error("{0}")]
+    Unanswered(Arc<str>),
     /// The transport has been closed.
     #[error("the transport is closed")]
     Closed,
@@ -85,6 +126,8 @@ pub struct Entry {
     pub position: Position,
     /// Where it belongs.
     pub subject: Subject,
+    /// Which station said it, where the transport vouches for that.
+    pub by: Option<StationId>,
     /// Its bytes.
     pub body: Bytes,
 }
@@ -365,6 +408,13 @@ pub trait Table: Send + Sync {
 
     /// All rows, by key.
     async fn list(&self, bucket: Bucket) -> Result<Vec<Row>>;
+
+    /// The rows whose keys have two parts with a dot between them, of which this is the first.
+    async fn list_of(&self, bucket: Bucket, head: &str) -> Result<Vec<Row>> {
+        let mut rows = self.list(bucket).await?;
+        rows.retain(|row| row.key.strip_prefix(head).is_some_and(|rest| rest.starts_with('.')));
+        Ok(rows)
+    }
 
     /// All rows, then `Loaded`, then every change.
     async fn watch(&self, bucket: Bucket) -> Result<Box<dyn Watch>>;

@@ -123,6 +123,7 @@ impl Local {
             queue: Arc::new(queue::LocalQueue(Arc::clone(&shared))),
             table: Arc::new(table::LocalTable(Arc::clone(&shared))),
             blobs: Arc::clone(&blobs) as Arc<dyn super::Blobs>,
+            reach: tokio::sync::watch::channel(super::Reach::Alone).1,
         };
         let local = Self { shared: Arc::clone(&shared), transport, threads: Mutex::default() };
         let waiting_questions = Arc::new(Mutex::new(waiting_questions));
