@@ -2,22 +2,32 @@
 //!
 //! Names are claimed in a table, one compare-and-set at a time. Everything a reader sees comes from one snapshot that
 //! is rebuilt whenever a table or this station's own catalogue changes. It knows nothing of works.
+//!
+//! A process that leaves says so in its sign of life. One whose sign expires is written down as lost by the first of the
+//! others who comes to it; should it come back, it finds that out by itself. So each of these facts is told once.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+mod mirror;
+mod missing;
+mod rows;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{Catalog, source_id};
+use self::mirror::Mirror;
+use self::rows::{BY_NAME, Claim, Gone, Sign, bytes_of, claim_of, runs, sign_of, source_of};
+use crate::agents::Catalog;
+use crate::audit::Audit;
 use crate::config::Presence;
 use crate::model::agent::{Definition, Manifest};
+use crate::model::audit::Kind;
 use crate::model::id::{AgentName, InstanceId, StationId};
-use crate::transport::{Bucket, Change, Error, Expect, Result, Row, Table};
+use crate::transport::{Bucket, Error, Expect, Reach, Result, Row, Table};
 
 /// Who this process is.
 #[derive(Debug, Clone)]
@@ -26,6 +36,8 @@ pub struct Identity {
     pub station: StationId,
     /// The process.
     pub instance: InstanceId,
+    /// It shares its agents' works by their names, and not by the folders they are read from.
+    pub by_name: bool,
 }
 
 /// An agent as callers of this process see it.
@@ -72,66 +84,88 @@ pub struct Snapshot {
     pub taken: Vec<NameTaken>,
 }
 
-/// A claim on an agent's name, as the table keeps it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Claim {
-    station: StationId,
-    source: String,
-    manifest: Manifest,
-}
-
-/// A process's sign of life, as the table keeps it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Sign {
-    station: StationId,
-    instance: InstanceId,
-    /// Agents it runs, and the source of each.
-    agents: BTreeMap<AgentName, String>,
-}
-
 /// The registry of one process; cheap to clone.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
     table: Arc<dyn Table>,
+    audit: Audit,
     me: Identity,
     presence: Presence,
     mirror: Mutex<Mirror>,
     snapshot: RwLock<Arc<Snapshot>>,
     changed: watch::Sender<u64>,
     retry: Notify,
+    reach: OnceLock<watch::Receiver<Reach>>,
+    /// Nobody here asks who else there is.
+    narrow: AtomicBool,
+    /// The revision of our last sign of life.
+    beaten: Mutex<Option<u64>>,
+    /// Rung when a sign of life has vanished.
+    vanished: Notify,
 }
 
-#[derive(Default)]
-struct Mirror {
-    claims: BTreeMap<AgentName, (Claim, u64)>,
-    signs: BTreeMap<String, Sign>,
-    own: Arc<Catalog>,
-}
+/// How long a goodbye may take.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
-/// The lane of the agent that a file defines: work that was given to it is never run by another file's agent of the same name,
-/// whoever holds the name by then.
+/// The lane of an agent: work that was given to it is never run by another file's agent of the same name, whoever holds the
+/// name by then, unless both processes share what they run by its name.
 fn lane(name: &AgentName, source: &str) -> String {
     format!("{name}~{source}")
 }
 
-fn source_of(definition: &Definition) -> String {
-    definition.source.as_deref().map_or_else(|| "builtin".to_owned(), source_id)
-}
-
 impl Registry {
     /// A registry that has not spoken to anybody yet.
-    pub fn new(table: Arc<dyn Table>, me: Identity, presence: Presence) -> Self {
+    pub fn new(table: Arc<dyn Table>, audit: Audit, me: Identity, presence: Presence) -> Self {
         Self(Arc::new(Inner {
             table,
+            audit,
             me,
             presence,
             mirror: Mutex::default(),
             snapshot: RwLock::default(),
             changed: watch::Sender::new(0),
             retry: Notify::new(),
+            reach: OnceLock::new(),
+            narrow: AtomicBool::new(false),
+            beaten: Mutex::default(),
+            vanished: Notify::new(),
         }))
+    }
+
+    /// Heeds whether the other machines can be reached: while they cannot, their agents are offline.
+    pub fn heed(&self, reach: watch::Receiver<Reach>) {
+        let _ = self.0.reach.set(reach);
+    }
+
+    /// Keeps to what is ours: a station that assigns nothing has no use for everybody's signs of life, of which there are as many
+    /// as stations. It looks at its own names, and at its replicas, with each of its own heartbeats.
+    pub fn narrow(&self) {
+        self.0.narrow.store(true, Ordering::Relaxed);
+    }
+
+    fn is_narrow(&self) -> bool {
+        self.0.narrow.load(Ordering::Relaxed)
+    }
+
+    fn is_away(&self) -> bool {
+        self.0.reach.get().is_some_and(|reach| matches!(&*reach.borrow(), Reach::Away { .. }))
+    }
+
+    /// Looks anew whenever the server goes or comes; says that we live as soon as it is back.
+    async fn keep_in_touch(&self, is_member: bool) {
+        let Some(mut reach) = self.0.reach.get().cloned() else { return std::future::pending().await };
+        while reach.changed().await.is_ok() {
+            self.with_mirror(|_| {});
+            if is_member && !self.is_away() {
+                if let Err(error) = self.beat().await {
+                    tracing::debug!(%error, "a heartbeat did not get through");
+                }
+                self.0.retry.notify_one();
+            }
+        }
+        std::future::pending().await
     }
 
     /// Who this process is.
@@ -154,11 +188,25 @@ impl Registry {
     /// # Errors
     /// The transport's.
     pub async fn load(&self) -> Result<()> {
+        if self.is_narrow() {
+            return self.look().await;
+        }
         let (claims, signs) = tokio::try_join!(self.0.table.list(Bucket::Agents), self.0.table.list(Bucket::Stations))?;
         self.with_mirror(|mirror| {
             mirror.claims = claims.iter().filter_map(claim_of).collect();
-            mirror.signs = signs.iter().filter_map(sign_of).collect();
+            mirror.signs = signs.iter().filter_map(sign_of).filter(|(_, sign)| sign.gone.is_none()).collect();
         });
+        Ok(())
+    }
+
+    /// Reads what the tables say of our own names, and of our replicas.
+    async fn look(&self) -> Result<()> {
+        let signs = self.0.table.list_of(Bucket::Stations, self.0.me.station.as_str()).await?;
+        let names: Vec<AgentName> = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner).own.definitions.keys().cloned().collect();
+        let claims = join_all(names.iter().map(|name| self.0.table.get(Bucket::Agents, name.as_str()))).await;
+        let claims: Vec<Row> = claims.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        self.with_mirror(|mirror| mirror.replace(&claims, signs));
+        self.0.vanished.notify_one();
         Ok(())
     }
 
@@ -177,7 +225,10 @@ impl Registry {
                 .map(|(name, d)| (name.clone(), source_of(d)))
                 .collect()
         };
-        self.with_mirror(|mirror| mirror.own = catalog.clone());
+        self.with_mirror(|mirror| {
+            mirror.own = catalog.clone();
+            mirror.offered.retain(|name, _| catalog.definitions.contains_key(name));
+        });
         // Alive first: a claim of a process that nobody sees alive could be taken over.
         self.beat().await?;
         for (name, source) in gone {
@@ -189,58 +240,112 @@ impl Registry {
     /// Beats, follows the tables and retries waiting claims until cancelled; then says goodbye.
     pub async fn run(&self, mut catalog: watch::Receiver<Arc<Catalog>>, cancel: CancellationToken) {
         let follow = async {
-            tokio::join!(self.follow(Bucket::Agents), self.follow(Bucket::Stations), self.keep_beating(), self.keep_claiming(), async {
-                while catalog.changed().await.is_ok() {
-                    let current = catalog.borrow_and_update().clone();
-                    if let Err(error) = self.offer(current).await {
-                        tracing::warn!(%error, "could not announce a change of agents; the next heartbeat tries again");
+            tokio::join!(
+                self.keep_in_touch(true),
+                self.follow(Bucket::Agents),
+                self.follow(Bucket::Stations),
+                self.keep_beating(),
+                self.keep_claiming(),
+                self.keep_missing(),
+                async {
+                    while catalog.changed().await.is_ok() {
+                        let current = catalog.borrow_and_update().clone();
+                        if let Err(error) = self.offer(current).await {
+                            tracing::warn!(%error, "could not announce a change of agents; the next heartbeat tries again");
+                        }
                     }
                 }
-            })
+            )
         };
-        tokio::select! {
-            () = cancel.cancelled() => {}
-            _ = follow => {}
-        }
-        let key = self.sign_key();
-        let goodbye = self.0.table.remove(Bucket::Stations, &key, Expect::Any);
-        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), goodbye).await {
-            tracing::warn!(%error, "could not say goodbye; the station counts as offline once its sign of life expires");
-        }
+        let member = async {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                _ = follow => {}
+            }
+            match tokio::time::timeout(GOODBYE_MAX, self.leave()).await {
+                Ok(Ok(())) => self.say(Kind::Left),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "could not say goodbye; the station counts as offline once its sign of life expires");
+                }
+                Err(_) => tracing::warn!("there was no time to say goodbye; the station counts as offline once its sign of life expires"),
+            }
+            self.0.audit.close();
+        };
+        tokio::join!(member, self.0.audit.write());
+    }
+
+    /// Puts the goodbye where the sign of life was, for as long as the sign would have stood.
+    async fn leave(&self) -> Result<()> {
+        let goodbye = Sign { gone: Some(Gone::Left), agents: BTreeMap::new(), ..self.sign() };
+        self.0.table.put(Bucket::Stations, &self.sign_key(), bytes_of(&goodbye), Expect::Any, Some(self.0.presence.ttl.get())).await?;
+        Ok(())
+    }
+
+    fn say(&self, kind: Kind) {
+        self.0.audit.say(&self.0.me.station, self.0.me.instance, kind);
     }
 
     /// Follows the tables until cancelled, for a process that runs nothing and is no member.
     pub async fn observe(&self, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
-            _ = async { tokio::join!(self.follow(Bucket::Agents), self.follow(Bucket::Stations)) } => {}
+            _ = async { tokio::join!(self.keep_in_touch(false), self.follow(Bucket::Agents), self.follow(Bucket::Stations)) } => {}
         }
     }
 
-    /// The lanes that this process takes work from.
-    pub fn served(&self) -> Vec<Lane> {
+    /// The lanes that this process takes work from, in groups that have each agent once: those of the very files that it reads,
+    /// and those that it shares by the agents' names.
+    pub fn served(&self) -> Vec<Vec<Lane>> {
         let mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
-        let definitions = mirror.own.definitions.iter();
-        definitions.map(|(name, definition)| Lane { name: lane(name, &source_of(definition)), definition: definition.clone() }).collect()
+        // Work that cannot run here is left to a replica where it can.
+        let left = |(name, definition): &(&AgentName, &Arc<Definition>)| {
+            definition.manifest.unavailable.is_some()
+                && self.holds(&mirror, name, definition)
+                && mirror.claims.get(*name).is_some_and(|(claim, _)| {
+                    claim.manifest.unavailable.is_none() && mirror.another_serves(self.0.me.instance, name, claim)
+                })
+        };
+        let lanes = |source: &dyn Fn(&Definition) -> String| -> Vec<Lane> {
+            let served = mirror.own.definitions.iter().filter(|own| !left(own));
+            served.map(|(name, definition)| Lane { name: lane(name, &source(definition)), definition: definition.clone() }).collect()
+        };
+        let by_name = self.0.me.by_name.then(|| lanes(&|_| BY_NAME.to_owned()));
+        [lanes(&source_of)].into_iter().chain(by_name).collect()
     }
 
     /// Whether work that anybody gives to the name comes to this process: it holds it, or is a replica of who does.
     fn holds(&self, mirror: &Mirror, name: &AgentName, definition: &Definition) -> bool {
-        mirror.claims.get(name).is_some_and(|(claim, _)| claim.station == self.0.me.station && claim.source == source_of(definition))
+        let me = &self.0.me;
+        let ours = |claim: &Claim| claim.station == me.station && runs(&source_of(definition), me.by_name, &claim.source);
+        mirror.claims.get(name).is_some_and(|(claim, _)| ours(claim))
     }
 
     fn sign_key(&self) -> String {
         format!("{}.{}", self.0.me.station, self.0.me.instance)
     }
 
+    fn sign(&self) -> Sign {
+        let mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        let agents = mirror.own.definitions.iter().map(|(name, definition)| (name.clone(), source_of(definition))).collect();
+        Sign { station: self.0.me.station.clone(), instance: self.0.me.instance, agents, by_name: self.0.me.by_name, gone: None }
+    }
+
     async fn beat(&self) -> Result<()> {
-        let sign = {
-            let mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
-            let agents = mirror.own.definitions.iter().map(|(name, definition)| (name.clone(), source_of(definition))).collect();
-            Sign { station: self.0.me.station.clone(), instance: self.0.me.instance, agents }
+        let (sign, key, ttl) = (self.sign(), self.sign_key(), self.0.presence.ttl.get());
+        let put = |expect| self.0.table.put(Bucket::Stations, &key, bytes_of(&sign), expect, Some(ttl));
+        let beaten = *self.0.beaten.lock().unwrap_or_else(PoisonError::into_inner);
+        let (revision, told) = match put(beaten.map_or(Expect::Any, Expect::Revision)).await {
+            Ok(revision) => (revision, beaten.is_none().then_some(Kind::Joined)),
+            // Our sign has expired, or somebody wrote down that it had; or we are being heard twice at once.
+            Err(Error::Conflict { .. }) => {
+                let there = self.0.table.get(Bucket::Stations, &key).await?.as_ref().and_then(sign_of);
+                let away = there.is_none_or(|(_, sign)| sign.gone.is_some());
+                (put(Expect::Any).await?, away.then_some(Kind::Back))
+            }
+            Err(error) => return Err(error),
         };
-        let value = Bytes::from(serde_json::to_vec(&sign).unwrap_or_default());
-        self.0.table.put(Bucket::Stations, &self.sign_key(), value, Expect::Any, Some(self.0.presence.ttl.get())).await?;
+        *self.0.beaten.lock().unwrap_or_else(PoisonError::into_inner) = Some(revision);
+        told.into_iter().for_each(|kind| self.say(kind));
         self.with_mirror(|mirror| {
             mirror.signs.insert(self.sign_key(), sign);
         });
@@ -256,6 +361,11 @@ impl Registry {
             if let Err(error) = self.beat().await {
                 tracing::warn!(%error, "a heartbeat did not get through");
             }
+            if self.is_narrow()
+                && let Err(error) = self.look().await
+            {
+                tracing::debug!(%error, "could not look after our own names");
+            }
             self.0.retry.notify_one();
         }
     }
@@ -270,13 +380,19 @@ impl Registry {
     }
 
     async fn follow(&self, bucket: Bucket) {
+        if self.is_narrow() {
+            return std::future::pending().await;
+        }
         loop {
             match self.0.table.watch(bucket).await {
                 Ok(mut watch) => {
                     let mut there = Some(BTreeSet::new());
                     while let Ok(changes) = watch.next().await {
-                        self.with_mirror(|mirror| mirror.take_in(bucket, changes, &mut there));
+                        if !self.with_mirror_if(|mirror| mirror.take_in(bucket, changes, &mut there)) {
+                            continue;
+                        }
                         self.0.retry.notify_one();
+                        self.0.vanished.notify_one();
                     }
                 }
                 Err(error) => tracing::warn!(%error, bucket = bucket.name(), "could not watch the registry"),
@@ -287,11 +403,11 @@ impl Registry {
 
     async fn claim_all(&self) -> Result<()> {
         let wanted: Vec<Arc<Definition>> = {
-            let mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+            mirror.note_what_is_offered(&self.0.me);
             let unclaimed = |(name, definition): &(&AgentName, &Arc<Definition>)| {
-                !mirror.claims.get(*name).is_some_and(|(claim, _)| {
-                    claim.station == self.0.me.station && claim.source == source_of(definition) && claim.manifest == definition.manifest
-                })
+                let ours = mirror.claims.get(*name).filter(|_| self.holds(&mirror, name, definition));
+                !ours.is_some_and(|(claim, _)| mirror.is_described(&self.0.me, claim, definition))
             };
             mirror.own.definitions.iter().filter(unclaimed).map(|(_, definition)| definition.clone()).collect()
         };
@@ -299,70 +415,139 @@ impl Registry {
             return Ok(());
         }
         let held = join_all(wanted.iter().map(|definition| self.claim(definition))).await.into_iter().collect::<Result<Vec<_>>>()?;
-        self.with_mirror(|mirror| mirror.claims.extend(held));
+        self.with_mirror(|mirror| {
+            for (name, (claim, _)) in &held {
+                if mirror.refused.get(name).is_some_and(|holder| *holder != claim.station) {
+                    mirror.refused.remove(name);
+                }
+            }
+            mirror.claims.extend(held);
+            mirror.note_what_is_offered(&self.0.me);
+        });
         Ok(())
     }
 
     /// Claims one name: creates the row, renews our own, or takes over that of a holder that is gone. Gives whose it is then.
     async fn claim(&self, definition: &Definition) -> Result<(AgentName, (Claim, u64))> {
         let name = &definition.manifest.name;
-        let claim = Claim { station: self.0.me.station.clone(), source: source_of(definition), manifest: definition.manifest.clone() };
-        let value = Bytes::from(serde_json::to_vec(&claim).unwrap_or_default());
+        let own = source_of(definition);
+        let source = if self.0.me.by_name { BY_NAME.to_owned() } else { own.clone() };
+        let claim = Claim { station: self.0.me.station.clone(), source, manifest: definition.manifest.clone() };
+        let value = bytes_of(&claim);
         loop {
             let row = self.0.table.get(Bucket::Agents, name.as_str()).await?;
-            let expect = match row.as_ref().map(|row| (claim_of(row), row.revision)) {
-                None => Expect::Absent,
-                Some((None, revision)) => Expect::Revision(revision),
+            let (expect, told) = match row.as_ref().map(|row| (claim_of(row), row.revision)) {
+                None => (Expect::Absent, Kind::Registered(name.clone())),
+                Some((None, revision)) => (Expect::Revision(revision), Kind::Registered(name.clone())),
                 Some((Some((_, (held, at))), revision)) => {
-                    let ours = held.station == claim.station && held.source == claim.source;
-                    let settled = if ours { held.manifest == claim.manifest } else { self.holder_is_alive(name, &held) };
+                    let ours = held.station == claim.station && runs(&own, self.0.me.by_name, &held.source);
+                    let settled = match ours {
+                        true => self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner).is_described(&self.0.me, &held, definition),
+                        false => self.is_served(name, &held).await?,
+                    };
                     if settled {
+                        if !ours {
+                            self.refused(name, &own, &held.station);
+                        }
                         return Ok((name.clone(), (held, at)));
                     }
-                    Expect::Revision(revision)
+                    let told = match held.station == claim.station {
+                        true => Kind::Changed(name.clone()),
+                        false => Kind::TakenOver { agent: name.clone(), from: held.station },
+                    };
+                    (Expect::Revision(revision), told)
                 }
             };
             match self.0.table.put(Bucket::Agents, name.as_str(), value.clone(), expect, None).await {
-                Ok(revision) => return Ok((name.clone(), (claim, revision))),
+                Ok(revision) => {
+                    self.say(told);
+                    return Ok((name.clone(), (claim, revision)));
+                }
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn holder_is_alive(&self, name: &AgentName, held: &Claim) -> bool {
-        let mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
-        let serves = |sign: &Sign| sign.station == held.station && sign.agents.get(name) == Some(&held.source);
-        mirror.signs.values().any(|sign| sign.instance != self.0.me.instance && serves(sign))
+    /// Tells that somebody else holds a name, unless this was told already: by us, or by a replica of ours.
+    fn refused(&self, name: &AgentName, source: &str, holder: &StationId) {
+        let mut mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = mirror.refused.insert(name.clone(), holder.clone()).is_some_and(|known| known == *holder);
+        let me = &self.0.me;
+        let same = |sign: &Sign| sign.agents.get(name).is_some_and(|theirs| theirs == source || (sign.by_name && me.by_name));
+        let is_replica = |sign: &Sign| sign.station == me.station && sign.instance < me.instance && same(sign);
+        let told = known || mirror.signs.values().any(is_replica);
+        drop(mirror);
+        if !told {
+            self.say(Kind::Refused { agent: name.clone(), holder: holder.clone() });
+        }
     }
 
     async fn withdraw(&self, name: &AgentName, source: &str) -> Result<()> {
-        let Some(row) = self.0.table.get(Bucket::Agents, name.as_str()).await? else { return Ok(()) };
-        let ours = claim_of(&row).is_some_and(|(_, (claim, _))| claim.station == self.0.me.station && claim.source == source);
-        let others = ours && claim_of(&row).is_some_and(|(_, (claim, _))| self.holder_is_alive(name, &claim));
-        if !ours || others {
-            return Ok(());
-        }
-        match self.0.table.remove(Bucket::Agents, name.as_str(), Expect::Revision(row.revision)).await {
-            Ok(_) | Err(Error::Conflict { .. }) => {
-                self.with_mirror(|mirror| {
-                    mirror.claims.remove(name);
-                });
-                Ok(())
+        loop {
+            let Some(row) = self.0.table.get(Bucket::Agents, name.as_str()).await? else { return Ok(()) };
+            let Some((_, (claim, _))) = claim_of(&row) else { return Ok(()) };
+            let ours = claim.station == self.0.me.station && runs(source, self.0.me.by_name, &claim.source);
+            if !ours || self.another_serves(name, &claim).await? {
+                return Ok(());
             }
-            Err(error) => Err(error),
+            match self.0.table.remove(Bucket::Agents, name.as_str(), Expect::Revision(row.revision)).await {
+                Ok(removed) => {
+                    if removed {
+                        self.say(Kind::Withdrawn(name.clone()));
+                    }
+                    self.with_mirror(|mirror| {
+                        mirror.claims.remove(name);
+                    });
+                    return Ok(());
+                }
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+    }
+
+    /// Whether a claim of another station, or of another folder, is that of a process that lives.
+    async fn is_served(&self, name: &AgentName, claim: &Claim) -> Result<bool> {
+        let me = self.0.me.instance;
+        if !self.is_narrow() {
+            return Ok(self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner).another_serves(me, name, claim));
+        }
+        let signs = self.0.table.list_of(Bucket::Stations, claim.station.as_str()).await?;
+        Ok(signs.iter().filter_map(sign_of).any(|(_, sign)| sign.instance != me && sign.serves(name, claim)))
+    }
+
+    /// Whether a replica of ours still runs an agent that we do not. Replicas see a shared file go at the same moment: of two
+    /// signs of life, the later one finds the earlier one in the table, though not always in the mirror.
+    async fn another_serves(&self, name: &AgentName, claim: &Claim) -> Result<bool> {
+        let me = self.0.me.instance;
+        if !self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner).another_serves(me, name, claim) {
+            return Ok(false);
+        }
+        let signs = self.0.table.list_of(Bucket::Stations, claim.station.as_str()).await?;
+        Ok(signs.iter().filter_map(sign_of).any(|(_, sign)| sign.instance != me && sign.serves(name, claim)))
     }
 
     /// Changes the mirror, rebuilds the snapshot and tells those who watch, if anything is different.
     fn with_mirror(&self, change: impl FnOnce(&mut Mirror)) {
+        self.with_mirror_if(|mirror| {
+            change(mirror);
+            true
+        });
+    }
+
+    /// The same, where most changes change nothing: a heartbeat says again what is known. Gives whether anything is different.
+    fn with_mirror_if(&self, change: impl FnOnce(&mut Mirror) -> bool) -> bool {
         let mut mirror = self.0.mirror.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut mirror);
+        if !change(&mut mirror) {
+            return false;
+        }
         let snapshot = self.project(&mirror);
         let mut current = self.0.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         if **current == snapshot {
-            return;
+            return true;
         }
+        self.warn_of_other_copies(&mirror);
         for taken in snapshot.taken.iter().filter(|taken| !current.taken.contains(taken)) {
             if taken.holder == self.0.me.station {
                 tracing::warn!(agent = %taken.agent, "another folder of this station has an agent of this name: callers of each process reach their own");
@@ -378,17 +563,38 @@ impl Registry {
         drop(current);
         drop(mirror);
         self.0.changed.send_modify(|count| *count += 1);
+        true
+    }
+
+    /// Replicas by name that describe an agent differently are not copies of one another: somebody should know.
+    fn warn_of_other_copies(&self, mirror: &Mirror) {
+        for (name, (claim, _)) in mirror.claims.iter().filter(|(_, (claim, _))| claim.source == BY_NAME) {
+            let Some(own) = mirror.own.definitions.get(name).filter(|own| self.holds(mirror, name, own)) else { continue };
+            let mut theirs = claim.manifest.clone();
+            // A program may be missing on one machine.
+            theirs.unavailable.clone_from(&own.manifest.unavailable);
+            if theirs != own.manifest && mirror.another_serves(self.0.me.instance, name, claim) {
+                tracing::warn!(
+                    agent = %name, station = %claim.station,
+                    "replicas of station {} describe agent {name} differently, and either may run its work: give them copies of one \
+                     file, or other station names, or set lattice.replicas to by_folder", claim.station
+                );
+            }
+        }
     }
 
     fn project(&self, mirror: &Mirror) -> Snapshot {
+        let away = self.is_away();
         let mut snapshot = Snapshot::default();
+        let mut signs: HashMap<&StationId, Vec<&Sign>> = HashMap::new();
         for sign in mirror.signs.values() {
             snapshot.stations.entry(sign.station.clone()).or_default().push(sign.instance);
+            signs.entry(&sign.station).or_default().push(sign);
         }
         for (name, (claim, _)) in &mirror.claims {
             let here = mirror.own.definitions.get(name).is_some_and(|definition| self.holds(mirror, name, definition));
-            let serves = |sign: &Sign| sign.station == claim.station && sign.agents.get(name) == Some(&claim.source);
-            let online = here || mirror.signs.values().any(serves);
+            let is_served = || signs.get(&claim.station).is_some_and(|signs| signs.iter().any(|sign| sign.serves(name, claim)));
+            let online = here || (!away && is_served());
             let (manifest, station, lane) = (claim.manifest.clone(), claim.station.clone(), lane(name, &claim.source));
             snapshot.agents.insert(name.clone(), Agent { manifest, station, lane, here, online });
         }
@@ -408,57 +614,4 @@ impl Registry {
         }
         snapshot
     }
-}
-
-impl Mirror {
-    /// Takes in changes; `there` are the keys that a watch has listed, until it has listed all.
-    fn take_in(&mut self, bucket: Bucket, changes: Vec<Change>, there: &mut Option<BTreeSet<String>>) {
-        for change in changes {
-            if let (Change::Put(row), Some(there)) = (&change, there.as_mut()) {
-                there.insert(row.key.clone());
-            }
-            match (bucket, change) {
-                // What went away while nobody watched is not listed.
-                (Bucket::Agents, Change::Loaded) => {
-                    let there = there.take().unwrap_or_default();
-                    self.claims.retain(|name, _| there.contains(name.as_str()));
-                }
-                (Bucket::Stations, Change::Loaded) => {
-                    let there = there.take().unwrap_or_default();
-                    self.signs.retain(|key, _| there.contains(key));
-                }
-                (Bucket::Agents, Change::Put(row)) => {
-                    let known = row.key.parse().ok().and_then(|name: AgentName| self.claims.get(&name));
-                    if known.is_none_or(|(_, revision)| *revision < row.revision) {
-                        self.claims.extend(claim_of(&row));
-                    }
-                }
-                (Bucket::Agents, Change::Removed(key)) => {
-                    if let Ok(name) = key.parse::<AgentName>() {
-                        self.claims.remove(&name);
-                    }
-                }
-                (Bucket::Stations, Change::Put(row)) => self.signs.extend(sign_of(&row)),
-                (Bucket::Stations, Change::Removed(key)) => {
-                    self.signs.remove(&key);
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-fn claim_of(row: &Row) -> Option<(AgentName, (Claim, u64))> {
-    let claim: Claim = read(row)?;
-    Some((row.key.parse().ok()?, (claim, row.revision)))
-}
-
-fn sign_of(row: &Row) -> Option<(String, Sign)> {
-    Some((row.key.clone(), read(row)?))
-}
-
-fn read<T: serde::de::DeserializeOwned>(row: &Row) -> Option<T> {
-    serde_json::from_slice(&row.value)
-        .map_err(|error| tracing::warn!(key = row.key, %error, "skipped a row of the registry that cannot be read"))
-        .ok()
 }
