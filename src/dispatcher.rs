@@ -14,17 +14,17 @@ use serde_json::{Map, Value};
 pub use self::assign::Schemas;
 pub use self::wait::Mode;
 use crate::config::Config;
-use crate::model::event::{Ask, Event, Kind, Needs};
+use crate::model::event::{Ask, Event, Kind, Needs, Side};
 use crate::model::id::{self, AgentName, RunId, StationId, WorkId};
 use crate::model::run::Run;
 use crate::model::size::Size;
-use crate::model::time::Span;
+use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Exchange, Status, Work};
 use crate::registry::Registry;
 use crate::runs::{self, Runs};
 use crate::telemetry::{TraceContext, now};
 use crate::transport::{self, Transport};
-use crate::works::{Works, record, record_for_all};
+use crate::works::{Works, record};
 
 /// Dispatches for every caller of this process; cheap to clone.
 #[derive(Clone)]
@@ -301,6 +301,11 @@ impl Dispatcher {
         &self.0.transport
     }
 
+    /// Since when, and why, the lattice's server cannot be reached.
+    pub fn away(&self) -> Option<(Timestamp, Arc<str>)> {
+        self.0.transport.away()
+    }
+
     /// The settings.
     pub fn config(&self) -> &Config {
         &self.0.config
@@ -311,8 +316,15 @@ impl Dispatcher {
     /// # Errors
     /// `UnknownWork`, or the transport's.
     pub async fn check(&self, id: WorkId) -> Result<Arc<Work>> {
-        if let Some(work) = self.0.works.get(id).await? {
-            return Ok(work);
+        match self.0.works.get(id).await {
+            Ok(Some(work)) => return Ok(work),
+            Ok(None) => {}
+            // As it was when the server was heard last; whoever reports it says so.
+            Err(error) if is_away(&error) => {
+                let run = self.0.runs.of_work(id).await?;
+                return run.map(|run| Arc::new(Work::from_run(&run))).ok_or(Error::Transport(error));
+            }
+            Err(error) => return Err(error.into()),
         }
         // Its events may have been dropped by age; the run store keeps what became of it.
         let run = self.0.runs.of_work(id).await?;
@@ -437,8 +449,10 @@ impl Dispatcher {
                 needs: question.needs,
                 parked: false,
             };
-            let event = self.event(&work, attempt, Kind::Escalate(ask));
-            self.0.transport.log.append(vec![record_for_all(&event)]).await?;
+            // The agent itself asks through a process of its own station; anybody else asks in its stead.
+            let side = if self.target(&work) == self.0.registry.me().station { Side::Leaf } else { Side::Assigner };
+            let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(ask)) };
+            self.0.transport.log.append(vec![record(&event)]).await?;
         }
     }
 
@@ -450,6 +464,7 @@ impl Dispatcher {
             at: now(),
             station: me.station.clone(),
             instance: me.instance,
+            side: Side::Assigner,
             attempt,
             kind,
         }
@@ -458,6 +473,11 @@ impl Dispatcher {
     fn target(&self, work: &Work) -> StationId {
         work.assignment.as_ref().map_or_else(|| self.0.registry.me().station.clone(), |assignment| assignment.target_station.clone())
     }
+}
+
+/// Whether an error says that the lattice's server is away.
+fn is_away(error: &transport::Error) -> bool {
+    matches!(error, transport::Error::Unreachable(_) | transport::Error::Unanswered(_))
 }
 
 /// A question on behalf of a work.

@@ -18,14 +18,13 @@ use tokio_util::task::TaskTracker;
 use self::attempt::Word;
 use crate::config::Config;
 use crate::model::agent::Definition;
-use crate::model::event::{Event, Kind};
 use crate::model::id::WorkId;
 use crate::model::time::Timestamp;
-use crate::registry::Registry;
+use crate::registry::{Lane, Registry};
 use crate::runner::Runners;
 use crate::telemetry::now;
-use crate::transport::{Accept, Delivery, Filter, Result, Taken, Transport, Want};
-use crate::works::{Works, event_of};
+use crate::transport::{Accept, Delivery, Error, Result, Taken, Transport, Want};
+use crate::works::Works;
 
 /// How often works whose time is up are looked after.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
@@ -102,11 +101,11 @@ impl Leaf {
         tokio::join!(self.take_on(&cancel), self.sweep_on(&cancel));
     }
 
-    /// Extends what this process holds and passes on what others say of it, until cancelled: as long as anything runs.
+    /// Extends what this process holds, until cancelled: as long as anything runs.
     pub async fn attend(&self, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
-            ((), ()) = async { tokio::join!(self.hold_on(), self.listen_on()) } => {}
+            () = self.hold_on() => {}
         }
     }
 
@@ -157,25 +156,33 @@ impl Leaf {
 
     /// Takes as much as there is room for. `None`: something was taken, and there may be more.
     async fn take(&self) -> Result<Option<Option<Timestamp>>> {
-        let Some((want, definitions)) = self.want() else { return Ok(Some(None)) };
-        // After a sleep, ours or the machine's, what runs here is held again before anybody could take it for dead.
-        if now().since(self.0.held_at()) > want.lease / 2 {
-            self.hold().await?;
-        }
-        let take = self.0.transport.queue.take(&self.0.registry.me().station, &want).await?;
-        let some = !take.taken.is_empty();
-        for taken in take.taken {
-            match definitions.get(&taken.lane) {
-                Some(definition) => self.start(taken, definition.clone()),
-                None => tracing::error!(lane = taken.lane, "took work of a lane that was not wanted"),
+        let (mut some, mut next_at) = (false, None::<Timestamp>);
+        // One group after the other, so that an agent with a lane in each keeps to its limit.
+        for lanes in self.0.registry.served() {
+            let Some((want, definitions)) = self.want(lanes) else { continue };
+            // After a sleep, ours or the machine's, what runs here is held again before anybody could take it for dead.
+            if now().since(self.0.held_at()) > want.lease / 2 {
+                match self.hold().await {
+                    // What lives on a server that is away can't be held now, and nobody takes it from there either. What waits here can run.
+                    Err(Error::Unreachable(_) | Error::Unanswered(_)) => {}
+                    held => held?,
+                }
+            }
+            let take = self.0.transport.queue.take(&self.0.registry.me().station, &want).await?;
+            some |= !take.taken.is_empty();
+            next_at = next_at.into_iter().chain(take.next_at).min();
+            for taken in take.taken {
+                match definitions.get(&taken.lane) {
+                    Some(definition) => self.start(taken, definition.clone()),
+                    None => tracing::error!(lane = taken.lane, "took work of a lane that was not wanted"),
+                }
             }
         }
-        Ok(if some { None } else { Some(take.next_at) })
+        Ok(if some { None } else { Some(next_at) })
     }
 
-    /// The room that is left, by lane; none when there is none.
-    fn want(&self) -> Option<(Want, HashMap<String, Arc<Definition>>)> {
-        let served = self.0.registry.served();
+    /// The room that is left in these lanes; none when there is none.
+    fn want(&self, served: Vec<Lane>) -> Option<(Want, HashMap<String, Arc<Definition>>)> {
         let running = self.0.running();
         let room = (self.0.config.lattice.work.max_parallel as usize).saturating_sub(running.len());
         let mut by_agent: HashMap<&str, usize> = HashMap::new();
@@ -264,7 +271,7 @@ impl Leaf {
         let at = now();
         if !held.is_empty() {
             let lost = self.0.transport.queue.extend(&held, self.0.config.lattice.work.lease.get(), None).await?;
-            lost.iter().for_each(|delivery| self.tell(delivery.id, Some(delivery), Word::Lost));
+            lost.iter().for_each(|delivery| self.tell(delivery, Word::Lost));
         }
         self.0.held_ms.store(at.as_millis(), Ordering::Relaxed);
         Ok(())
@@ -273,66 +280,20 @@ impl Leaf {
     async fn look_again(&self) -> Result<()> {
         let running: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
         for delivery in running {
-            let Some(work) = self.0.works.get(delivery.id).await? else { continue };
-            match work.status.mark() {
-                None => self.tell(delivery.id, Some(&delivery), Word::Lost),
-                Some(mark) if mark.cancelling => self.tell(delivery.id, Some(&delivery), Word::Cancel(work.cancel_reason.clone())),
-                Some(_) => {}
+            if let Some(work) = self.0.works.get(delivery.id).await? {
+                self.tell(&delivery, Word::Stands(work));
             }
         }
         Ok(())
     }
 
-    /// Passes on what assigners and others say of works that run here.
-    async fn listen_on(&self) {
-        let log = &self.0.transport.log;
-        let mut after = None;
-        loop {
-            let heard = async {
-                let from = match after {
-                    Some(after) => after,
-                    None => log.head().await?,
-                };
-                let mut follow = log.follow(Filter::AllStatus, from).await?;
-                loop {
-                    for entry in follow.next().await? {
-                        after = Some(entry.position);
-                        if let Some(event) = event_of(&entry) {
-                            self.hear(event);
-                        }
-                    }
-                }
-                #[expect(unreachable_code, reason = "gives the block its type")]
-                Result::Ok(())
-            };
-            if let Err(error) = heard.await {
-                tracing::warn!(%error, "could not follow the log; trying again");
-            }
-            tokio::time::sleep(TROUBLE_PAUSE).await;
-        }
-    }
-
-    fn hear(&self, event: Event) {
-        let word = match event.kind {
-            Kind::Cancelled { reason } => Word::Cancel(reason),
-            Kind::Answered { ask, answer } => Word::Answer { ask, answer },
-            Kind::Escalate(ask) => Word::Asked { ask: ask.ask, attempt: event.attempt },
-            _ => return,
-        };
-        self.tell(event.work_id, None, word);
-    }
-
-    fn tell(&self, id: WorkId, delivery: Option<&Delivery>, word: Word) {
-        let words = self
-            .0
-            .running()
-            .get(&id)
-            .filter(|running| delivery.is_none_or(|held| *held == running.delivery))
-            .map(|running| running.words.clone());
+    fn tell(&self, delivery: &Delivery, word: Word) {
+        let held = |running: &&Running| running.delivery == *delivery;
+        let words = self.0.running().get(&delivery.id).filter(held).map(|running| running.words.clone());
         if let Some(words) = words
             && words.try_send(word).is_err()
         {
-            tracing::warn!(work_id = %id, "a running attempt does not listen");
+            tracing::warn!(work_id = %delivery.id, "a running attempt does not listen");
         }
     }
 }

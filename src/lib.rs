@@ -13,9 +13,10 @@
 //! | [`registry`] | agents, stations, signs of life |
 //! | [`runs`] | the run store: the fold of the log, with its lineage |
 //! | [`results`] | parts of results of any size |
+//! | [`audit`] | tells what happens to the lattice itself |
 //! | [`works`] | a work's state, read off the log |
 //! | [`runner`] | how an agent is executed |
-//! | [`transport`] | log, queue, table, blobs; the embedded store |
+//! | [`transport`] | log, queue, table, blobs: in one SQLite file, on a NATS server, and on both at once |
 //! | [`agents`] | agents from files, watched |
 //! | [`telemetry`] | the clock, new ids, trace context, logs |
 //! | [`config`] | every setting, and where its value came from |
@@ -25,6 +26,7 @@
 //! work in memory whose loss could matter; an effect is acknowledged after it is durable, and is idempotent by work id.
 
 pub mod agents;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod dispatcher;

@@ -10,9 +10,9 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,9 @@ pub enum Error {
     #[error("the run store is closed")]
     Closed,
 }
+
+/// How long another process may keep the file to itself.
+const BUSY_MAX: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -313,12 +316,12 @@ fn folded(db: &mut Connection) -> rusqlite::Result<Position> {
 /// Opens a connection and brings the schema up to date; the inner error is a version that is newer than ours.
 fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(), String>)> {
     let mut db = Connection::open(file)?;
-    db.busy_timeout(Duration::from_secs(10))?;
+    db.busy_timeout(BUSY_MAX)?;
     let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > VERSION {
         return Ok((db, Err(format!("the run store has version {version}, and this program knows up to {VERSION}: update lattice-mcp"))));
     }
-    db.pragma_update(None, "journal_mode", "WAL")?;
+    write_ahead(&db)?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "cache_size", -2048)?;
     db.pragma_update(None, "wal_autocheckpoint", 4000)?;
@@ -332,6 +335,19 @@ fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(),
         tx.commit()?;
     }
     Ok((db, Ok(())))
+}
+
+/// Switches to write-ahead logging. Of several that open a new file at once some are refused at once, whatever the timeout.
+fn write_ahead(db: &Connection) -> rusqlite::Result<()> {
+    let start = Instant::now();
+    loop {
+        match db.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < BUSY_MAX => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn refused(file: &Path, error: &rusqlite::Error) -> Error {
@@ -369,5 +385,26 @@ impl Thread {
         });
         self.0.send(call).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?.map_err(|error| Error::Store(format!("the run store refuses: {error}").into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_store_is_opened_by_many_at_once() {
+        for _ in 0..100 {
+            let dir = tempfile::tempdir().unwrap();
+            let (file, all) = (dir.path().join("runs.db"), std::sync::Barrier::new(8));
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        all.wait();
+                        connect(&file).unwrap().1.unwrap();
+                    });
+                }
+            });
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::model::event::{Event, Kind};
+use crate::model::event::{Event, Side};
 use crate::model::id::WorkId;
 use crate::model::work::Work;
 use crate::transport::{Entry, Filter, Follow, Log, Position, Record, Result, Subject};
@@ -104,15 +104,19 @@ impl Following {
         self.works.remember(self.work.clone())
     }
 
-    /// Waits for the next events; gives them, and the work after them. Dropping the future loses nothing.
+    /// Waits for the next events that count; gives them, and the work after them. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<(Vec<Event>, Arc<Work>)> {
         loop {
-            let entries = self.follow.next().await?;
-            let events: Vec<Event> = entries.iter().filter_map(event_of).collect();
+            let mut events = Vec::new();
+            for event in self.follow.next().await?.iter().filter_map(event_of) {
+                if self.work.heeds(&event) {
+                    self.work.apply(&event);
+                    events.push(event);
+                }
+            }
             if events.is_empty() {
                 continue;
             }
-            events.iter().for_each(|event| self.work.apply(event));
             let now = self.work();
             return Ok((events, now));
         }
@@ -121,8 +125,20 @@ impl Following {
 
 /// The event in an entry; a garbled one is skipped and logged, since nothing later may be lost for it.
 pub fn event_of(entry: &Entry) -> Option<Event> {
-    entry.subject.work()?;
-    match Event::from_bytes(&entry.body) {
+    let side = match entry.subject {
+        Subject::Response(_) => Side::Leaf,
+        Subject::Status(_) => Side::Assigner,
+        Subject::Audit { .. } => return None,
+    };
+    match Event::from_bytes(&entry.body, side) {
+        Ok(event) if entry.by.as_ref().is_some_and(|by| *by != event.station) => {
+            tracing::warn!(position = entry.position.0, by = ?entry.by, claims = %event.station, "skipped an event of a station that says it is another one");
+            None
+        }
+        Ok(event) if entry.subject.work() != Some(event.work_id) => {
+            tracing::warn!(position = entry.position.0, subject = %entry.subject, claims = %event.work_id, "skipped an event of a work that stands where another one's belong");
+            None
+        }
         Ok(event) => Some(event),
         Err(error) => {
             tracing::warn!(position = entry.position.0, %error, "skipped a record that is not an event");
@@ -131,18 +147,11 @@ pub fn event_of(entry: &Entry) -> Option<Event> {
     }
 }
 
-/// The record of an event, under the subject where it belongs: an attempt's own events, or the assigner's.
+/// The record of an event, under the subject where its side writes.
 pub fn record(event: &Event) -> Record {
-    let assigners = matches!(event.kind, Kind::Assigned(_) | Kind::Answered { .. })
-        || (event.attempt == 0 && matches!(event.kind, Kind::Cancelled { .. }));
-    if assigners {
-        record_for_all(event)
-    } else {
-        Record { subject: Subject::Response(event.work_id), body: Bytes::from(event.to_bytes()) }
-    }
-}
-
-/// The record of an event that the leaf must hear of although it did not make it.
-pub fn record_for_all(event: &Event) -> Record {
-    Record { subject: Subject::Status(event.work_id), body: Bytes::from(event.to_bytes()) }
+    let subject = match event.side {
+        Side::Leaf => Subject::Response(event.work_id),
+        Side::Assigner => Subject::Status(event.work_id),
+    };
+    Record { subject, body: Bytes::from(event.to_bytes()) }
 }

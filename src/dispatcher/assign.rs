@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Assigned, Bound, Caller, Dispatcher, Error, Opened, Request, Result};
-use crate::model::event::{Event, Kind};
+use crate::model::event::{Event, Kind, Side};
 use crate::model::id::{AgentName, RunId, WorkId};
 use crate::model::output::Media;
 use crate::model::time::Span;
@@ -93,6 +93,7 @@ impl Dispatcher {
             at: assignment.assigned_at,
             station: me.station.clone(),
             instance: me.instance,
+            side: Side::Assigner,
             attempt: 0,
             kind: Kind::Assigned(Box::new(assignment)),
         };
@@ -140,6 +141,12 @@ impl Dispatcher {
 
     /// The error for a name that nobody has: it lists the agents that exist, the closest names first.
     pub fn unknown_agent(&self, name: &str) -> Error {
+        // It may well exist elsewhere.
+        if let Some((_, reason)) = self.away() {
+            let name: String = name.chars().take(80).collect();
+            let reason = format!("agent {name} is none of this station's own, and no others can be seen: {reason}");
+            return transport::Error::Unreachable(reason.into()).into();
+        }
         let mut known: Vec<AgentName> = self.0.registry.snapshot().agents.keys().cloned().collect();
         let wanted = name.to_ascii_lowercase();
         known.sort_by_cached_key(|known| {

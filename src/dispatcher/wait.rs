@@ -7,11 +7,14 @@ use futures_util::StreamExt;
 use futures_util::stream::{FuturesUnordered, StreamFuture, unfold};
 use tokio::time::Instant;
 
-use super::{Dispatcher, Error, Result};
+use super::{Dispatcher, Error, Result, is_away};
 use crate::model::event::Event;
 use crate::model::id::WorkId;
 use crate::model::work::{Status, Work};
 use crate::works::Following;
+
+/// How often a server that is away is asked again on behalf of whoever waits.
+const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
 /// When a wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,17 +54,17 @@ impl Dispatcher {
         if ids.len() > max as usize {
             return Err(Error::TooMany { given: ids.len(), max });
         }
+        let until = Instant::now() + patience;
         let mut works = Vec::with_capacity(ids.len());
         let mut changes = FuturesUnordered::new();
         for (place, id) in ids.iter().enumerate() {
-            let (work, following) = self.look(*id).await?;
+            let (work, following) = self.look_patiently(*id, until).await?;
             works.push(work);
             changes.extend(following.map(|following| changes_of(place, following)));
         }
         if mode.is_over(&works) {
             return Ok(works);
         }
-        let until = Instant::now() + patience;
         while let Ok(Some((step, rest))) = tokio::time::timeout_at(until, changes.next()).await {
             let Some((place, change)) = step else { continue };
             let (events, work) = change?;
@@ -77,9 +80,9 @@ impl Dispatcher {
 
     /// Waits until a work is as wanted, or patience runs out; gives it as it is then.
     pub(super) async fn wait_until(&self, id: WorkId, patience: Duration, wanted: impl Fn(&Work) -> bool) -> Result<Arc<Work>> {
-        let (mut work, following) = self.look(id).await?;
-        let Some(mut following) = following else { return Ok(work) };
         let until = Instant::now() + patience;
+        let (mut work, following) = self.look_patiently(id, until).await?;
+        let Some(mut following) = following else { return Ok(work) };
         while !wanted(&work) {
             match tokio::time::timeout_at(until, following.next()).await {
                 Ok(next) => work = next?.1,
@@ -87,6 +90,24 @@ impl Dispatcher {
             }
         }
         Ok(work)
+    }
+
+    /// Looks again while the server is away; at the end of all patience gives the work as it was heard of last.
+    async fn look_patiently(&self, id: WorkId, until: Instant) -> Result<(Arc<Work>, Option<Following>)> {
+        loop {
+            match self.look(id).await {
+                Err(Error::Transport(error)) if is_away(&error) => {
+                    let next = Instant::now() + AWAY_PAUSE;
+                    if next < until {
+                        tokio::time::sleep_until(next).await;
+                        continue;
+                    }
+                    tokio::time::sleep_until(until).await;
+                    return Ok((self.check(id).await?, None));
+                }
+                other => return other,
+            }
+        }
     }
 
     /// A work as of now, and a reader of what happens to it unless it has settled.

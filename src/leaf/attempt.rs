@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::policy::{self, After, Verdict};
 use super::{Inner, TROUBLE_PAUSE};
 use crate::model::agent::Definition;
-use crate::model::event::{Ask, Event, Failure, FailureKind, Kind};
+use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Side};
 use crate::model::id::RunId;
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Assignment, Status, Work};
@@ -21,20 +21,19 @@ use crate::registry::Identity;
 use crate::runner::{Answer, Ended, Line, Order, Report};
 use crate::telemetry::now;
 use crate::transport::{Accept, Delivery, Record, Result, Taken};
-use crate::works::record;
+use crate::works::{Following, record};
 
 const REPORTS_MAX: usize = 64;
 const ANSWERS_MAX: usize = 16;
+/// The assigner writes its order on the log once the hook has the work: whoever takes that at once waits so long for it.
+const ORDER_WAIT: Duration = Duration::from_millis(250);
+const ORDER_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a running attempt is told from outside.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Word {
-    /// Somebody wants it cancelled.
-    Cancel(Option<String>),
-    /// The answer to a question.
-    Answer { ask: u32, answer: Value },
-    /// A question was put on its behalf, by the tool.
-    Asked { ask: u32, attempt: u32 },
+    /// The work as somebody has just read it.
+    Stands(Arc<Work>),
     /// A later attempt holds the work.
     Lost,
     /// The station stops.
@@ -63,11 +62,7 @@ struct Attempt<'a> {
 pub(super) async fn run(leaf: &Inner, taken: Taken, definition: Arc<Definition>, inbox: mpsc::Receiver<Word>) {
     let assignment = match serde_json::from_slice::<Assignment>(&taken.body) {
         Ok(assignment) => Arc::new(assignment),
-        Err(error) => {
-            tracing::error!(work_id = %taken.delivery.id, %error, "an item of the hook is not an assignment; it is dropped");
-            let _ = leaf.transport.queue.settle(&taken.delivery, Vec::new()).await;
-            return;
-        }
+        Err(error) => return refuse(leaf, &taken.delivery, &error).await,
     };
     let span = tracing::info_span!("attempt", work_id = %assignment.work_id, run_id = %assignment.orchestrator_run_id,
         agent = %assignment.agent_name, attempt = taken.delivery.attempt);
@@ -89,8 +84,22 @@ pub(super) fn accept(me: &Identity) -> Accept {
         let (station, instance) = (me.station.clone(), me.instance);
         let (work_id, attempt) = (taken.delivery.id, taken.delivery.attempt);
         let run_id = assignment.orchestrator_run_id;
-        Some(record(&Event { work_id, run_id, at: now(), station, instance, attempt, kind: Kind::Accepted }))
+        Some(record(&Event { work_id, run_id, at: now(), station, instance, side: Side::Leaf, attempt, kind: Kind::Accepted }))
     })
+}
+
+/// Lets go of an item that is no order; a work that the log knows all the same fails for it.
+async fn refuse(leaf: &Inner, delivery: &Delivery, error: &serde_json::Error) {
+    tracing::error!(work_id = %delivery.id, %error, "an item of the hook is not an order; it is dropped");
+    let settled = async {
+        let work = leaf.works.get(delivery.id).await?.filter(|work| !work.status.is_settled());
+        let failure = Failure::new(FailureKind::Unstartable, format!("the order cannot be read ({error}): assign the work again"));
+        let failed = |work: &Work| record(&event(leaf, &work.run_id, delivery, Kind::Failed { failure, duration_ms: 0 }));
+        leaf.transport.queue.settle(delivery, work.as_deref().map(failed).into_iter().collect()).await
+    };
+    if let Err(error) = settled.await {
+        tracing::warn!(work_id = %delivery.id, %error, "could not drop an item that is no order; trying again when its hold has run out");
+    }
 }
 
 /// The one field of an assignment that a record needs.
@@ -103,8 +112,12 @@ struct Run {
 pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
     let settled = async {
         let (_, work) = leaf.works.history(taken.delivery.id).await?;
-        let Ok(assignment) = serde_json::from_slice::<Assignment>(&taken.body) else {
-            return leaf.transport.queue.settle(&taken.delivery, Vec::new()).await;
+        let assignment = match serde_json::from_slice::<Assignment>(&taken.body) {
+            Ok(assignment) => assignment,
+            Err(error) => {
+                refuse(leaf, &taken.delivery, &error).await;
+                return Ok(());
+            }
         };
         let records = match &work {
             Some(work) if work.status.is_settled() => Vec::new(),
@@ -118,7 +131,7 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
                 vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
             }
         };
-        leaf.transport.queue.settle(&taken.delivery, records).await
+        leaf.transport.queue.settle(&taken.delivery, records).await.map(|_| ())
     };
     if let Err(error) = settled.await {
         tracing::warn!(work_id = %taken.delivery.id, %error, "could not settle work whose time is up; trying again");
@@ -150,12 +163,15 @@ fn timed_out(assignment: &Assignment, work: Option<&Work>) -> Failure {
 
 fn event(leaf: &Inner, run_id: &RunId, delivery: &Delivery, kind: Kind) -> Event {
     let me = leaf.registry.me();
+    // Whoever settles an item of another station's hook does so for its assigner: it is not the leaf that has the work.
+    let side = if delivery.station == me.station { Side::Leaf } else { Side::Assigner };
     Event {
         work_id: delivery.id,
         run_id: run_id.clone(),
         at: now(),
         station: me.station.clone(),
         instance: me.instance,
+        side,
         attempt: delivery.attempt,
         kind,
     }
@@ -163,37 +179,48 @@ fn event(leaf: &Inner, run_id: &RunId, delivery: &Delivery, kind: Kind) -> Event
 
 impl Attempt<'_> {
     async fn go(&self, inbox: mpsc::Receiver<Word>) -> Result<()> {
-        let work = self.accepted().await?;
+        let following = self.accepted().await?;
+        let work = following.work();
         let retry = &self.leaf.config.lattice.retry;
         match policy::before(&work, self.delivery.attempt, retry, &self.definition.manifest.limits) {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-            Verdict::Run => self.execute(work, inbox).await,
+            Verdict::Run => self.execute(&work, following, inbox).await,
         }
     }
 
-    /// The attempt stands on the log; what else stands there? Whoever came first, wins.
-    async fn accepted(&self) -> Result<Work> {
-        let log = &self.leaf.transport.log;
+    /// The attempt stands on the log; what else stands there, and what comes after it? Whoever came first, wins.
+    async fn accepted(&self) -> Result<Following> {
+        let (log, works, id) = (&self.leaf.transport.log, &self.leaf.works, self.delivery.id);
+        let stands =
+            |work: &Work| work.assignment.is_some() && work.attempts.last().is_some_and(|last| last.number >= self.delivery.attempt);
+        let until = Instant::now() + ORDER_WAIT;
         loop {
-            let (_, work) = self.leaf.works.history(self.delivery.id).await?;
-            match work {
-                Some(work)
-                    if work.assignment.is_some() && work.attempts.last().is_some_and(|last| last.number >= self.delivery.attempt) =>
-                {
-                    return Ok(work);
+            if let Some(mut following) = works.follow(id).await? {
+                let mut work = following.work();
+                while !stands(&work) {
+                    match tokio::time::timeout_at(until, following.next()).await {
+                        Ok(next) => work = next?.1,
+                        Err(_) => break,
+                    }
                 }
-                // The assigner, or we, died between the hook and the log, in an earlier life of this item.
-                _ => {
-                    let order = Kind::Assigned(Box::new((*self.assignment).clone()));
-                    log.append(vec![self.record(order), self.record(Kind::Accepted)]).await?;
+                if stands(&work) {
+                    return Ok(following);
                 }
-            };
+            } else if Instant::now() < until {
+                tokio::time::sleep(ORDER_PAUSE).await;
+                continue;
+            }
+            // The assigner, or we, died between the hook and the log, in an earlier life of this item. One after the other: should we
+            // die in between, whoever comes next writes what is missing.
+            let order = Kind::Assigned(Box::new((*self.assignment).clone()));
+            log.append(vec![self.record(order)]).await?;
+            log.append(vec![self.record(Kind::Accepted)]).await?;
         }
     }
 
-    async fn execute(&self, work: Work, inbox: mpsc::Receiver<Word>) -> Result<()> {
+    async fn execute(&self, work: &Work, following: Following, inbox: mpsc::Receiver<Word>) -> Result<()> {
         let (reports, heard) = mpsc::channel(REPORTS_MAX);
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let stop = CancellationToken::new();
@@ -205,13 +232,14 @@ impl Attempt<'_> {
         };
         let runner = self.leaf.runners.runner_for(&self.definition.runner);
         let line = Line { reports, answers: answered, stop: stop.clone() };
-        let mut watch = Watch::new(self, &work, stop, answers);
-        let ended = watch.over(runner.run(order, line), heard, inbox).await?;
+        let mut watch = Watch::new(self, work, stop, answers);
+        let ears = Ears { attempt: self, following: Some(following) };
+        let ended = watch.over(runner.run(order, line), heard, inbox, ears).await?;
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match (ended, watch.why.take()) {
             (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms })]).await,
             (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, duration_ms).await,
-            (Ended::Failed(failure), None) => self.failed(&work, failure, watch.deadline(), duration_ms).await,
+            (Ended::Failed(failure), None) => self.failed(work, failure, watch.deadline(), duration_ms).await,
             (Ended::Parked, None) => self.park(watch.last_ask).await,
             (Ended::Stopped, None) => self.stopped(Why::HandBack, duration_ms).await,
         }
@@ -292,6 +320,11 @@ impl Attempt<'_> {
         let mut tries = 0;
         loop {
             match step().await {
+                // The server is away: the outcome is kept until it is back.
+                Err(crate::transport::Error::Unreachable(reason) | crate::transport::Error::Unanswered(reason)) => {
+                    tracing::debug!(%reason, "an outcome waits for the server");
+                    tokio::time::sleep(TROUBLE_PAUSE).await;
+                }
                 Err(error @ crate::transport::Error::Store(_)) if tries < TRIES => {
                     tracing::error!(%error, "an outcome could not be stored; trying again");
                     tries += 1;
@@ -304,6 +337,36 @@ impl Attempt<'_> {
 
     fn record(&self, kind: Kind) -> Record {
         record(&event(self.leaf, &self.assignment.orchestrator_run_id, self.delivery, kind))
+    }
+}
+
+/// Goes along with the work while an attempt at it runs: nothing that is said of it after the taking is missed.
+struct Ears<'a> {
+    attempt: &'a Attempt<'a>,
+    following: Option<Following>,
+}
+
+impl Ears<'_> {
+    /// The work after what was said next. Dropping the future loses nothing.
+    async fn next(&mut self) -> Arc<Work> {
+        loop {
+            if let Some(following) = &mut self.following {
+                match following.next().await {
+                    Ok((_, work)) => return work,
+                    Err(error) => tracing::warn!(%error, "could not follow a work that runs here; trying again"),
+                }
+                self.following = None;
+            }
+            tokio::time::sleep(TROUBLE_PAUSE).await;
+            match self.attempt.leaf.works.follow(self.attempt.delivery.id).await {
+                Ok(following) => self.following = following,
+                Err(error) => tracing::warn!(%error, "could not follow a work that runs here; trying again"),
+            }
+            // What was said in between stands in the work.
+            if let Some(following) = &self.following {
+                return following.work();
+            }
+        }
     }
 }
 
@@ -354,6 +417,7 @@ impl<'a> Watch<'a> {
         run: impl Future<Output = Ended>,
         mut reports: mpsc::Receiver<Report>,
         mut inbox: mpsc::Receiver<Word>,
+        mut ears: Ears<'_>,
     ) -> Result<Ended> {
         let mut run = std::pin::pin!(run);
         let ended = loop {
@@ -361,6 +425,7 @@ impl<'a> Watch<'a> {
             tokio::select! {
                 biased;
                 Some(word) = inbox.recv() => self.hear(word).await?,
+                work = ears.next() => self.heed(&work).await?,
                 Some(report) = reports.recv() => self.take_in(report).await?,
                 ended = &mut run => break ended,
                 () = tokio::time::sleep_until(check_at) => self.check_clock(),
@@ -371,6 +436,9 @@ impl<'a> Watch<'a> {
         }
         while let Ok(word) = inbox.try_recv() {
             self.hear(word).await?;
+        }
+        while let Some(work) = ears.next().now_or_never() {
+            self.heed(&work).await?;
         }
         Ok(ended)
     }
@@ -419,22 +487,35 @@ impl<'a> Watch<'a> {
 
     async fn hear(&mut self, word: Word) -> Result<()> {
         match word {
-            Word::Cancel(reason) => self.end(Why::Cancelled(reason)),
+            Word::Stands(work) => self.heed(&work).await?,
             Word::Lost => self.end(Why::Lost),
             Word::HandBack => self.end(Why::HandBack),
-            Word::Asked { ask, attempt } if attempt == self.attempt.delivery.attempt && ask > self.asks => {
+        }
+        Ok(())
+    }
+
+    /// Does what the work's state asks for: stop, wait for an answer, or hand one to the agent. The same state twice changes nothing.
+    async fn heed(&mut self, work: &Work) -> Result<()> {
+        match work.status.mark() {
+            None => self.end(Why::Lost),
+            Some(mark) if mark.attempt > self.attempt.delivery.attempt => self.end(Why::Lost),
+            Some(mark) if mark.cancelling => self.end(Why::Cancelled(work.cancel_reason.clone())),
+            Some(_) => {}
+        }
+        for exchange in &work.exchanges {
+            let ask = exchange.ask.ask;
+            // Put by the tool, on the agent's behalf.
+            if ask > self.asks {
                 self.asks = ask;
                 self.wait_for_answer().await?;
             }
-            Word::Answer { ask, answer } if ask > self.answered && ask <= self.asks => {
-                self.answered = ask;
-                if ask == self.asks {
-                    self.resume().await?;
-                }
-                // An agent that does not listen gets the answer with its next attempt.
-                let _ = self.answers.try_send(Answer { ask, answer });
+            let Some(answer) = exchange.answer.as_ref().filter(|_| ask > self.answered) else { continue };
+            self.answered = ask;
+            if ask == self.asks {
+                self.resume().await?;
             }
-            Word::Asked { .. } | Word::Answer { .. } => {}
+            // An agent that does not listen gets the answer with its next attempt.
+            let _ = self.answers.try_send(Answer { ask, answer: answer.clone() });
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod stdin;
 mod streams;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::pin;
 use std::process::ExitStatus;
@@ -100,15 +101,14 @@ impl Shop {
     /// The client configuration through which a run uses the lattice's tools.
     fn mesh_config(&self, order: &Order) -> String {
         let mesh = &self.context.mesh;
-        let server = json!({
-            "command": mesh.program.to_string_lossy(),
-            "args": mesh.args,
-            "env": {
-                "LATTICE_BOUND_WORK": order.assignment.work_id.to_string(),
-                "LATTICE_BOUND_RUN": order.assignment.orchestrator_run_id.to_string(),
-                "LATTICE_BOUND_ATTEMPT": order.attempt.to_string(),
-            },
-        });
+        let bound = [
+            ("LATTICE_BOUND_WORK", order.assignment.work_id.to_string()),
+            ("LATTICE_BOUND_RUN", order.assignment.orchestrator_run_id.to_string()),
+            ("LATTICE_BOUND_ATTEMPT", order.attempt.to_string()),
+        ];
+        let mut env: BTreeMap<&str, &str> = mesh.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        env.extend(bound.iter().map(|(name, value)| (*name, value.as_str())));
+        let server = json!({ "command": mesh.program.to_string_lossy(), "args": mesh.args, "env": env });
         json!({"mcpServers": {"lattice": server}}).to_string()
     }
 }

@@ -121,12 +121,14 @@ pub struct Context {
 }
 
 /// The stdio server through which a run uses the lattice's tools as a child.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MeshAccess {
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
+    /// Settings that neither they nor a file have, as variables. They may be secret.
+    pub env: Vec<(String, String)>,
 }
 
 /// The runners of a station; cheap to clone.
