@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agents::{Catalog, Pace, Watcher};
-use crate::config::Config;
+use crate::audit::Audit;
+use crate::config::{self, Config};
 use crate::dispatcher::{Bound, Caller, Dispatcher};
 use crate::http;
 use crate::leaf::Leaf;
@@ -23,13 +24,21 @@ use crate::model::id::{StationId, WorkId};
 use crate::registry::{Identity, Registry};
 use crate::runner::{self, MeshAccess, Runners};
 use crate::runs::{self, Runs};
-use crate::telemetry::new_instance;
+use crate::telemetry::{new_instance, now};
 use crate::transport::local::{self, Local};
-use crate::transport::{self};
+use crate::transport::nats::embedded;
+use crate::transport::{self, Reach, Transport, mesh, nats};
 use crate::works::Works;
 
 /// How long the parts that only tidy up may take at the end.
 const TIDY_MAX: Duration = Duration::from_secs(3);
+
+/// How often a process that starts no server looks whether one has come.
+const EMBEDDED_PAUSE: Duration = Duration::from_millis(500);
+/// How long the end of the connection, and of a server of ours, may take.
+const SERVER_STOP_MAX: Duration = Duration::from_secs(8);
+/// How long whoever wakes waits for the lattice's server.
+const REACH_WAIT: Duration = Duration::from_secs(2);
 
 /// How long after it woke a station looks for programs that dead processes left behind.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
@@ -94,6 +103,12 @@ pub struct Setting {
     pub bound: Option<Bound>,
     /// It runs no agents, whatever its folders hold.
     pub orchestrates_only: bool,
+    /// Nobody assigns anything through it.
+    pub runs_only: bool,
+    /// Variables with settings that the file does not have, for those of its agents that use the lattice themselves.
+    pub handed_on: Vec<(String, String)>,
+    /// It shares its agents' works by their names, and not by the folders they are read from.
+    pub by_name: bool,
 }
 
 impl Setting {
@@ -131,6 +146,7 @@ pub struct Station(Arc<Inner>);
 struct Inner {
     setting: Setting,
     store: Arc<Local>,
+    link: Option<Link>,
     dispatcher: Dispatcher,
     registry: Registry,
     runs: Runs,
@@ -144,6 +160,138 @@ struct Inner {
     living: CancellationToken,
 }
 
+/// What leads to the lattice's other machines.
+pub(crate) struct Link {
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    begun: OnceCell<()>,
+    member: nats::Member,
+    way: Way,
+    far: watch::Sender<Option<Transport>>,
+    reach: watch::Sender<Reach>,
+}
+
+/// How the server is found.
+enum Way {
+    /// It is somebody else's.
+    Given(Box<config::Nats>),
+    /// It is ours.
+    Embedded {
+        plan: Box<embedded::Plan>,
+        /// A process that stays for a moment only starts none.
+        joins: bool,
+    },
+}
+
+impl Link {
+    /// The way to the others, not begun yet, and the transport that uses it; none in a lattice of one machine.
+    pub(crate) fn new(setting: &Setting, local: Transport, me: &Identity, forwards: bool) -> Option<(Self, Transport)> {
+        let lattice = &setting.config.lattice;
+        lattice.nats.url.as_ref()?;
+        let reason = "the NATS server has not been reached yet".into();
+        let (far, opened) = watch::channel(None);
+        let (reach, reached) = watch::channel(Reach::Away { since: now(), reason });
+        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let member =
+            nats::Member { lattice: lattice.id.clone(), station: me.station.clone(), blob_max_age: lattice.storage.blob_max_age.get() };
+        let place = mesh::Place { station: me.station.clone(), instance: me.instance, forwards };
+        let transport = mesh::compose(local, opened, reached, place, tasks.clone(), cancel.clone());
+        let way = if lattice.nats.is_embedded() {
+            let plan = embedded::Plan::new(&setting.config, &setting.lattice_dir().ok()?);
+            Way::Embedded { plan: Box::new(plan), joins: forwards && setting.bound.is_none() }
+        } else {
+            Way::Given(Box::new(lattice.nats.clone()))
+        };
+        Some((Self { tasks, cancel, begun: OnceCell::new(), member, way, far, reach }, transport))
+    }
+
+    /// Begins to connect, and waits a moment for that: what is asked first should not find the lattice empty.
+    pub(crate) async fn begin(&self) {
+        self.begun.get_or_init(|| self.connect()).await;
+    }
+
+    async fn connect(&self) {
+        let mut reached = self.reach.subscribe();
+        reached.mark_unchanged();
+        let settings = self.settings();
+        let seeking = nats::seek(self.member.clone(), settings, self.far.clone(), self.reach.clone(), self.tasks.clone());
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = seeking => {}
+            }
+        });
+        // What it comes to is said by whoever finds that it did not.
+        let _ = tokio::time::timeout(REACH_WAIT, reached.changed()).await;
+    }
+
+    /// How to connect, as soon as that is known.
+    fn settings(&self) -> watch::Receiver<Option<config::Nats>> {
+        let (known, settings) = watch::channel(None);
+        match &self.way {
+            Way::Given(given) => _ = known.send_replace(Some((**given).clone())),
+            Way::Embedded { plan, joins: true } => {
+                let (plan, cancel, reach) = ((**plan).clone(), self.cancel.clone(), self.reach.clone());
+                let (trouble, mut troubles) = watch::channel(None);
+                self.tasks.spawn_blocking(move || match embedded::Member::join(plan, known, trouble.clone()) {
+                    Ok(member) => member.run(&cancel),
+                    Err(error) => {
+                        tracing::error!(%error, "the lattice's own server cannot be run");
+                        trouble.send_replace(Some(error.to_string().into()));
+                    }
+                });
+                let cancel = self.cancel.clone();
+                self.tasks.spawn(async move {
+                    loop {
+                        tokio::select! {
+                            () = cancel.cancelled() => return,
+                            changed = troubles.changed() => if changed.is_err() { return },
+                        }
+                        if let Some(reason) = troubles.borrow_and_update().clone() {
+                            // What works needs no explanation.
+                            reach.send_if_modified(|reach| match reach {
+                                Reach::Away { reason: known, .. } if *known != reason => {
+                                    *known = reason;
+                                    true
+                                }
+                                _ => false,
+                            });
+                        }
+                    }
+                });
+            }
+            Way::Embedded { plan, joins: false } => {
+                let (plan, cancel, reach) = (plan.clone(), self.cancel.clone(), self.reach.clone());
+                self.tasks.spawn(async move {
+                    loop {
+                        let asked = plan.clone();
+                        if let Ok(Some(running)) = tokio::task::spawn_blocking(move || asked.running()).await {
+                            known.send_replace(Some(running));
+                            return;
+                        }
+                        let reason = "this lattice's own nats-server does not run; it begins with the first station (lattice-mcp leaf, --stdio or --http)";
+                        reach.send_replace(Reach::Away { since: now(), reason: reason.into() });
+                        tokio::select! {
+                            () = cancel.cancelled() => return,
+                            () = tokio::time::sleep(EMBEDDED_PAUSE) => {}
+                        }
+                    }
+                });
+            }
+        }
+        settings
+    }
+
+    pub(crate) async fn close(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(SERVER_STOP_MAX, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "the connection to the lattice did not end in time");
+        }
+    }
+}
+
 impl Station {
     /// Opens the store and puts the parts together; takes no work and tells nobody.
     ///
@@ -153,12 +301,21 @@ impl Station {
         let config = setting.config.clone();
         let dir = setting.lattice_dir()?;
         let opening = runs::Opening::begin(&dir);
-        let store = Arc::new(local::open(&dir, &config.lattice.storage)?);
-        let transport = store.transport();
-        let me = Identity { station: config.station(), instance: new_instance() };
+        let options = local::Options { clock: Arc::new(now), ..local::Options::default() };
+        let store = Arc::new(local::open_with(&dir, &config.lattice.storage, options)?);
+        let me = Identity { station: config.station(), instance: new_instance(), by_name: setting.by_name };
+        let (link, transport) = match Link::new(&setting, store.transport(), &me, true) {
+            Some((link, transport)) => (Some(link), transport),
+            None => (None, store.transport()),
+        };
         let works = Works::new(transport.log.clone());
         let runs = opening.finish(transport.log.clone())?;
-        let registry = Registry::new(transport.table.clone(), me.clone(), config.lattice.presence.clone());
+        let audit = Audit::new(transport.log.clone(), config.lattice.id.clone());
+        let registry = Registry::new(transport.table.clone(), audit, me.clone(), config.lattice.presence.clone());
+        registry.heed(transport.reach.clone());
+        if setting.runs_only && link.is_some() {
+            registry.narrow();
+        }
         let dispatcher = Dispatcher::new(transport.clone(), works.clone(), registry.clone(), runs.clone(), config.clone());
         let tasks = TaskTracker::new();
         let leaf = match setting.bound.is_some() || setting.orchestrates_only {
@@ -178,7 +335,7 @@ impl Station {
             }
         };
         let (taking, living) = (CancellationToken::new(), CancellationToken::new());
-        Ok(Self(Arc::new(Inner { setting, store, dispatcher, registry, runs, leaf, woken: OnceCell::new(), tasks, taking, living })))
+        Ok(Self(Arc::new(Inner { setting, store, link, dispatcher, registry, runs, leaf, woken: OnceCell::new(), tasks, taking, living })))
     }
 
     /// The verbs.
@@ -204,7 +361,10 @@ impl Station {
     async fn begin(&self) -> Result<(), Error> {
         let inner = &self.0;
         let (registry, runs, living) = (inner.registry.clone(), inner.runs.clone(), inner.living.clone());
-        registry.load().await?;
+        if let Some(link) = &inner.link {
+            link.begin().await;
+        }
+        tolerate(registry.load().await)?;
         let max_age = inner.setting.config.lattice.storage.runs_max_age.get();
         inner.tasks.spawn(async move { runs.keep(max_age, living).await });
         let living = inner.living.clone();
@@ -227,7 +387,7 @@ impl Station {
         });
         let catalog = self.follow_agents().await;
         let current = catalog.borrow().clone();
-        registry.offer(current).await?;
+        tolerate(registry.offer(current).await)?;
         let announced = inner.living.clone();
         inner.tasks.spawn(async move { registry.run(catalog, announced).await });
         let (attending, taking) = (leaf.clone(), inner.taking.clone());
@@ -282,6 +442,9 @@ impl Station {
         if tokio::time::timeout(TIDY_MAX, inner.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = inner.tasks.len(), "not everything ended in time");
         }
+        if let Some(link) = &inner.link {
+            link.close().await;
+        }
         let store = inner.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
@@ -307,6 +470,17 @@ impl Station {
     }
 }
 
+/// A server that is away keeps nobody from working here: what could not be done is done when it is back.
+fn tolerate(done: transport::Result<()>) -> Result<(), Error> {
+    match done {
+        Err(transport::Error::Unreachable(reason) | transport::Error::Unanswered(reason)) => {
+            tracing::info!("{reason}; this station's own agents work all the same");
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
 /// How an agent reaches this lattice: this very program, on the same data.
 fn mesh_access(setting: &Setting, station: &StationId) -> Result<MeshAccess, Error> {
     let program = std::env::current_exe().map_err(|source| Error::Surroundings { what: "this program's own path", source })?;
@@ -317,7 +491,7 @@ fn mesh_access(setting: &Setting, station: &StationId) -> Result<MeshAccess, Err
     if let Some(file) = &setting.file {
         args.extend(["--config".to_owned(), absolute(file)]);
     }
-    Ok(MeshAccess { program, args })
+    Ok(MeshAccess { program, args, env: setting.handed_on.clone() })
 }
 
 /// Runs a station until its client leaves or a signal comes.

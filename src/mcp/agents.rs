@@ -1,8 +1,10 @@
 //! Tools that show agents, and how agents are described to a model.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use rmcp::{tool, tool_router};
 use serde_json::{Map, Value, json};
 
@@ -16,10 +18,12 @@ use crate::model::agent::Manifest;
 use crate::model::id::{AgentName, StationId};
 use crate::model::size::Size;
 use crate::registry::{Agent, Snapshot};
-use crate::transport::LaneLoad;
+use crate::transport::{LaneLoad, Queue};
 
 /// How many agents one answer lists.
 const LISTED_MAX: usize = 500;
+/// How many stations are asked at once how busy they are.
+const ASKED_AT_ONCE: usize = 32;
 /// How many bytes of schemas one answer holds.
 const SCHEMAS_MAX: usize = 64 << 10;
 /// How much of an agent's description stands in the description of `assign_work`.
@@ -59,7 +63,7 @@ impl Server {
         let snapshot = self.dispatcher().registry().snapshot();
         let wanted: Vec<&Agent> =
             snapshot.agents.values().filter(|agent| matches(&agent.manifest, capability.as_deref(), &words)).collect();
-        let mut loads = Loads::default();
+        let loads = Loads::of(self.dispatcher(), wanted.iter().take(LISTED_MAX).copied()).await?;
         let mut schemas_room = SCHEMAS_MAX;
         let mut left_out = false;
         let mut agents = Vec::with_capacity(wanted.len().min(LISTED_MAX));
@@ -73,13 +77,16 @@ impl Server {
             } else {
                 left_out = true;
             }
-            let (running, waiting) = loads.of(self.dispatcher(), agent).await?;
+            let (running, waiting) = loads.get(agent);
             shown.insert("load".into(), json!({ "running": running, "waiting": waiting }));
             agents.push(Value::Object(shown));
         }
         let mut answer = fields(json!({ "agents": agents }));
         if let Some(note) = note(snapshot.agents.len(), wanted.len(), left_out) {
             answer.insert("note".into(), note.into());
+        }
+        if let Some((since, reason)) = self.dispatcher().away() {
+            answer.insert("unreachable".into(), super::report::unreachable(since, &reason).into());
         }
         Ok(Answer::new(answer))
     }
@@ -230,18 +237,28 @@ fn note(known: usize, wanted: usize, schemas_left_out: bool) -> Option<String> {
     schemas_left_out.then(|| "some schemas are left out: get_agent_schema shows them".into())
 }
 
-/// How full the stations' lanes are, asked once for each station.
-#[derive(Default)]
+async fn ask(queue: Arc<dyn Queue>, station: StationId) -> Result<(StationId, Vec<LaneLoad>), Problem> {
+    let lanes = queue.load(&station).await?;
+    Ok((station, lanes))
+}
+
+/// How full the stations' lanes are.
 struct Loads(HashMap<StationId, HashMap<String, LaneLoad>>);
 
 impl Loads {
-    async fn of(&mut self, dispatcher: &Dispatcher, agent: &Agent) -> Result<(u32, u32), Problem> {
-        if !self.0.contains_key(&agent.station) {
-            let lanes = dispatcher.transport().queue.load(&agent.station).await?;
-            self.0.insert(agent.station.clone(), lanes.into_iter().map(|load| (load.lane.clone(), load)).collect());
-        }
+    /// Asks once for each station, of many at a time.
+    async fn of(dispatcher: &Dispatcher, agents: impl Iterator<Item = &Agent>) -> Result<Self, Problem> {
+        let stations: BTreeSet<StationId> = agents.map(|agent| agent.station.clone()).collect();
+        let queue = &dispatcher.transport().queue;
+        let asked = stations.into_iter().map(|station| ask(Arc::clone(queue), station)).collect::<Vec<_>>();
+        let loads: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).try_collect().await?;
+        let by_lane = |lanes: Vec<LaneLoad>| lanes.into_iter().map(|load| (load.lane.clone(), load)).collect();
+        Ok(Self(loads.into_iter().map(|(station, lanes)| (station, by_lane(lanes))).collect()))
+    }
+
+    fn get(&self, agent: &Agent) -> (u32, u32) {
         let load = self.0.get(&agent.station).and_then(|lanes| lanes.get(&agent.lane));
-        Ok(load.map_or((0, 0), |load| (load.held, load.waiting)))
+        load.map_or((0, 0), |load| (load.held, load.waiting))
     }
 }
 

@@ -91,6 +91,15 @@ impl From<transport::Error> for Problem {
             transport::Error::Full { .. } => {
                 Self::new(error, "Wait until some of them are done (await_work), then assign again; nothing was assigned now.")
             }
+            transport::Error::Unreachable(_) => Self::new(
+                error,
+                "Nothing was done. Agents of this station work all the same (list_available_agents shows them as local); \
+                 for the others try again in a moment, or ask the user to look at the server (lattice-mcp doctor).",
+            ),
+            transport::Error::Unanswered(_) => Self::new(
+                error,
+                "It may or may not have been done. After assign_work look with check_work (without arguments) before you assign again.",
+            ),
             transport::Error::Closed => Self::new("this station is stopping", "Nothing is lost: connect again and call check_work."),
             transport::Error::NoBlob(_) => Self::new(error, "It was dropped by age (lattice.storage.blob_max_age); assign the work anew."),
             error => {

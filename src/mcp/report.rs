@@ -30,12 +30,15 @@ pub(super) struct Reporter<'a> {
     snapshot: Arc<Snapshot>,
     room: usize,
     links: Vec<Resource>,
+    /// What is said of work elsewhere while the server is away.
+    away: Option<String>,
 }
 
 impl<'a> Reporter<'a> {
     /// Reports on a single work: its result stands inline if it is small enough to.
     pub(super) fn single(dispatcher: &'a Dispatcher) -> Self {
-        Self { config: dispatcher.config(), snapshot: dispatcher.registry().snapshot(), room: usize::MAX, links: Vec::new() }
+        let away = dispatcher.away().map(|(since, reason)| unreachable(since, &reason));
+        Self { config: dispatcher.config(), snapshot: dispatcher.registry().snapshot(), room: usize::MAX, links: Vec::new(), away }
     }
 
     /// Reports on several works, whose inline results together stay within what one selection may give.
@@ -119,7 +122,10 @@ impl<'a> Reporter<'a> {
             report.insert("question".into(), question);
             report.insert("next".into(), "call answer_work with the answer; the same work goes on".into());
         }
-        if matches!(work.status, Status::Pending(_))
+        let is_here = agent.and_then(|name| self.snapshot.agents.get(name)).is_some_and(|agent| agent.here);
+        if let Some(away) = self.away.as_ref().filter(|_| !is_here) {
+            report.insert("note".into(), format!("as it was heard of last: {away}").into());
+        } else if matches!(work.status, Status::Pending(_))
             && let Some(agent) = agent.and_then(|name| self.snapshot.agents.get(name)).filter(|agent| !agent.online)
         {
             report.insert("note".into(), offline(&agent.station).into());
@@ -144,6 +150,11 @@ impl<'a> Reporter<'a> {
         report
             .insert("next".into(), "too large to stand here: call check_work with this work_id and lines, grep, jsonpath or bytes".into());
     }
+}
+
+/// What is said while the lattice's server is away.
+pub(super) fn unreachable(since: Timestamp, reason: &str) -> String {
+    format!("{reason} (since {since}). Work for other stations waits until it is back; agents of this station work all the same")
 }
 
 /// What is said of work that waits for a station.

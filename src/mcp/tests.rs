@@ -13,10 +13,11 @@ use tokio_util::task::TaskTracker;
 
 use super::{Parts, Server, serve_lines};
 use crate::agents::Catalog;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::dispatcher::{Bound, Caller, Dispatcher};
 use crate::model::agent::{Definition, Limits, Manifest, Prompt, RunnerSpec};
-use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs};
+use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use crate::model::id::WorkId;
 use crate::model::output::{Media, Output};
 use crate::model::size::Size;
@@ -73,8 +74,9 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = local::open(dir.path(), &config.lattice.storage).unwrap();
         let transport = store.transport();
-        let me = Identity { station: "here".parse().unwrap(), instance: new_instance() };
-        let registry = Registry::new(transport.table.clone(), me, config.lattice.presence.clone());
+        let me = Identity { station: "here".parse().unwrap(), instance: new_instance(), by_name: false };
+        let audit = Audit::new(transport.log.clone(), config.lattice.id.clone());
+        let registry = Registry::new(transport.table.clone(), audit, me, config.lattice.presence.clone());
         let runs = Runs::open(dir.path(), transport.log.clone()).unwrap();
         let works = Works::new(transport.log.clone());
         let dispatcher = Dispatcher::new(transport, works, registry, runs, Arc::new(config));
@@ -143,6 +145,7 @@ impl Fixture {
             at: now(),
             station: me.station.clone(),
             instance: me.instance,
+            side: if attempt == 0 { Side::Assigner } else { Side::Leaf },
             attempt,
             kind,
         };
