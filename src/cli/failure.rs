@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::transport::nats::embedded;
 use crate::{config, dispatcher, init, runs, station, transport};
 
 /// What an exit code means.
@@ -66,6 +67,12 @@ impl From<config::Error> for Failure {
 
 impl From<init::Error> for Failure {
     fn from(error: init::Error) -> Self {
+        Self::of(Exit::Failed, error)
+    }
+}
+
+impl From<embedded::Error> for Failure {
+    fn from(error: embedded::Error) -> Self {
         Self::of(Exit::Failed, error)
     }
 }

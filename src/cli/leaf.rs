@@ -2,8 +2,9 @@
 
 use super::failure::Failure;
 use super::session::Session;
-use crate::station::{self, Doors};
+use crate::station::{self, Doors, Setting};
 
 pub(super) async fn run(session: &Session) -> Result<(), Failure> {
-    Ok(station::serve(session.setting(), Doors::default()).await?)
+    let setting = Setting { by_name: session.loaded.shares_by_name(true), runs_only: true, ..session.setting() };
+    Ok(station::serve(setting, Doors::default()).await?)
 }

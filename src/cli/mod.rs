@@ -14,6 +14,8 @@
 mod agents;
 mod assign;
 mod config;
+mod doctor;
+mod events;
 mod failure;
 mod init;
 mod leaf;
@@ -22,6 +24,7 @@ mod screen;
 mod serve;
 mod session;
 mod show;
+mod station;
 mod stations;
 mod status;
 mod table;
@@ -68,12 +71,18 @@ enum Command {
     Status,
     /// List the stations of the lattice
     Stations,
+    /// Let other machines' stations join this lattice's own server
+    Station(station::Args),
     /// List the agents of the lattice, and those of this folder
     Agents,
     /// List the most recent runs, or show the tree of one
     Runs(runs::Args),
     /// List the works that are not settled, or show, cancel or answer one
     Work(work::Args),
+    /// Show what happened to stations, agents and works
+    Events(events::Args),
+    /// Look whether all that this lattice needs is there and in order
+    Doctor,
     /// Show every setting in force, and where its value came from
     Config,
     /// Write a commented lattice.yaml and an agent that works at once
@@ -96,6 +105,9 @@ struct Common {
     /// This station's name [default: the host's]
     #[arg(long, value_name = "NAME", global = true)]
     station: Option<String>,
+    /// The NATS server that other machines share: nats://HOST:4222, or `embedded` to start one [default: none]
+    #[arg(long, value_name = "URL|embedded", global = true)]
+    nats: Option<String>,
     /// The configuration file [default: ./lattice.yaml, else the user's]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
@@ -105,7 +117,7 @@ struct Common {
     /// An origin whose browser pages may call over HTTP (repeatable)
     #[arg(long, value_name = "ORIGIN", global = true)]
     allow_origin: Vec<String>,
-    /// What is logged to standard error, such as info or lattice_mcp=debug [default: warn,rmcp=error]
+    /// What is logged to standard error, such as info or lattice_mcp=debug [default: warn,rmcp=error,async_nats=off]
     #[arg(long, value_name = "FILTER", global = true)]
     log: Option<String>,
     /// Answer in JSON
@@ -126,6 +138,7 @@ impl Common {
             one("lattice.data_dir", &self.data_dir, "--data-dir"),
             one("lattice.id", &self.lattice, "--lattice"),
             one("lattice.station", &self.station, "--station"),
+            one("lattice.nats.url", &self.nats, "--nats"),
             one("http.token_file", &self.token_file, "--token-file"),
             many("http.allowed_origins", &self.allow_origin, "--allow-origin"),
             // `work ID --log` has this name as well, and no filter.
@@ -172,9 +185,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Some(Command::Leaf) => leaf::run(&session).await,
             Some(Command::Status) => status::run(&mut session).await,
             Some(Command::Stations) => stations::run(&mut session).await,
+            Some(Command::Station(args)) => station::run(&mut session, args).await,
             Some(Command::Agents) => agents::run(&mut session).await,
             Some(Command::Runs(args)) => runs::run(&mut session, args).await,
             Some(Command::Work(args)) => work::run(&mut session, args).await,
+            Some(Command::Events(args)) => events::run(&mut session, args).await,
+            Some(Command::Doctor) => doctor::run(&mut session).await,
             Some(Command::Config) => config::run(&mut session),
             Some(Command::Init(args)) => init::run(&mut session, args),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::table::Table;
+use super::table::{Rolling, Table};
 use crate::model::time::{Span, Timestamp};
 use crate::telemetry::now;
 
@@ -30,6 +30,27 @@ impl Screen {
     pub(super) fn json(&mut self, value: &Value) -> io::Result<()> {
         serde_json::to_writer_pretty(&mut self.out, value)?;
         self.out.write_all(b"\n")
+    }
+
+    /// One value in one line.
+    pub(super) fn json_line(&mut self, value: &Value) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, value)?;
+        self.out.write_all(b"\n")
+    }
+
+    pub(super) fn rolling_head<const N: usize>(&mut self, table: &Rolling<N>) -> io::Result<()> {
+        table.write_heads(&mut self.out)
+    }
+
+    pub(super) fn rolling_row<const N: usize>(&mut self, table: &mut Rolling<N>, cells: [String; N]) -> io::Result<()> {
+        table.write(&mut self.out, self.width, cells)
+    }
+
+    /// Whether whoever read this has gone: a pipe tells without a write.
+    pub(super) fn nobody_reads(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut pipe = [PollFd::new(self.out.get_ref(), PollFlags::empty())];
+        poll(&mut pipe, Some(&rustix::time::Timespec::default())).is_ok() && pipe[0].revents().intersects(PollFlags::ERR)
     }
 
     pub(super) fn table(&mut self, table: &Table) -> io::Result<()> {

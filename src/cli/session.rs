@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use super::failure::{Exit, Failure};
 use super::screen::Screen;
+use crate::audit::Audit;
 use crate::config::{self, Given, Loaded, Sources};
 use crate::dispatcher::Dispatcher;
 use crate::registry::{Identity, Registry};
 use crate::runs::Runs;
-use crate::station::Setting;
+use crate::station::{Link, Setting};
 use crate::telemetry::{self, new_instance};
+use crate::transport::Error;
 use crate::transport::local::{self, Local};
 use crate::works::Works;
 
 /// The file by which a store is known to exist.
-const STORE_FILE: &str = "lattice.db";
+pub(super) const STORE_FILE: &str = "lattice.db";
 
 pub(super) struct Session {
     pub(super) loaded: Loaded,
@@ -29,6 +31,7 @@ pub(super) struct Reader {
     /// The folder of the lattice's data.
     pub(super) dir: PathBuf,
     _store: Local,
+    _link: Option<Link>,
 }
 
 /// What a command does with the store.
@@ -56,29 +59,53 @@ impl Session {
     /// The settings as a station takes them.
     pub(super) fn setting(&self) -> Setting {
         let config = Arc::new(self.loaded.config.clone());
-        Setting { config, file: self.loaded.file.clone(), cwd: self.cwd.clone(), bound: None, orchestrates_only: false }
+        Setting {
+            config,
+            file: self.loaded.file.clone(),
+            cwd: self.cwd.clone(),
+            bound: None,
+            orchestrates_only: false,
+            runs_only: false,
+            handed_on: self.loaded.handed_on(),
+            by_name: self.loaded.shares_by_name(false),
+        }
     }
 
     /// Opens the store, if there is one, and reads in what happened since the last look.
     pub(super) async fn open(&self, access: Use) -> Result<Option<Reader>, Failure> {
         let setting = self.setting();
         let dir = setting.lattice_dir()?;
-        if !dir.join(STORE_FILE).exists() {
+        let has_server = setting.config.lattice.nats.url.is_some();
+        if !dir.join(STORE_FILE).exists() && !has_server {
             return Ok(None);
         }
-        let config = setting.config;
+        let config = setting.config.clone();
         let store = match access {
-            Use::Look => local::open_read_only(&dir)?,
-            Use::Change => local::open(&dir, &config.lattice.storage)?,
+            Use::Look if dir.join(STORE_FILE).exists() => local::open_read_only(&dir)?,
+            Use::Look | Use::Change => local::open(&dir, &config.lattice.storage)?,
         };
-        let transport = store.transport();
-        let me = Identity { station: config.station(), instance: new_instance() };
+        let me = Identity { station: config.station(), instance: new_instance(), by_name: false };
+        let (link, transport) = match Link::new(&setting, store.transport(), &me, false) {
+            Some((link, transport)) => {
+                link.begin().await;
+                (Some(link), transport)
+            }
+            None => (None, store.transport()),
+        };
+        if let Some((since, reason)) = transport.away() {
+            tracing::warn!("{reason} (since {since}): what follows is what this machine knows");
+        }
         let works = Works::new(transport.log.clone());
         let runs = Runs::open(&dir, transport.log.clone())?;
-        let registry = Registry::new(transport.table.clone(), me, config.lattice.presence.clone());
-        registry.load().await?;
+        let audit = Audit::new(transport.log.clone(), config.lattice.id.clone());
+        let registry = Registry::new(transport.table.clone(), audit, me, config.lattice.presence.clone());
+        match registry.load().await {
+            Err(Error::Unreachable(_) | Error::Unanswered(_)) => {}
+            other => other?,
+        }
         runs.catch_up().await?;
-        Ok(Some(Reader { dispatcher: Dispatcher::new(transport, works, registry, runs, config), dir, _store: store }))
+        let dispatcher = Dispatcher::new(transport, works, registry, runs, config);
+        Ok(Some(Reader { dispatcher, dir, _store: store, _link: link }))
     }
 
     /// Opens the store to find something that cannot be there without one.

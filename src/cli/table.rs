@@ -67,6 +67,42 @@ impl Table {
     }
 }
 
+/// Rows that are written as they come: columns grow when they have to, and on a terminal the last one is cut at its edge.
+pub(super) struct Rolling<const N: usize> {
+    heads: [&'static str; N],
+    widths: [usize; N],
+}
+
+impl<const N: usize> Rolling<N> {
+    pub(super) fn new(heads: [&'static str; N], widths: [usize; N]) -> Self {
+        Self { heads, widths }
+    }
+
+    pub(super) fn write_heads(&self, out: &mut impl Write) -> io::Result<()> {
+        let heads = self.heads.map(str::to_owned);
+        write_row(out, &heads, &self.fitted(&heads, None))
+    }
+
+    pub(super) fn write(&mut self, out: &mut impl Write, width: Option<usize>, cells: [String; N]) -> io::Result<()> {
+        let cells = cells.map(|cell| escape(&cell).into_owned());
+        for (known, cell) in self.widths.iter_mut().zip(&cells).take(N.saturating_sub(1)) {
+            *known = cell.chars().count().max(*known);
+        }
+        write_row(out, &cells, &self.fitted(&cells, width))
+    }
+
+    /// The widths for one row: the last cell has what is left.
+    fn fitted(&self, cells: &[String], width: Option<usize>) -> Vec<usize> {
+        let mut widths = self.widths.to_vec();
+        let before: usize = widths.iter().rev().skip(1).map(|width| width + GAP.len()).sum();
+        if let (Some(last), Some(cell)) = (widths.last_mut(), cells.last()) {
+            let left = width.map_or(usize::MAX, |width| width.saturating_sub(before).max(FLEXIBLE_MIN));
+            *last = cell.chars().count().min(left);
+        }
+        widths
+    }
+}
+
 fn write_row(out: &mut impl Write, cells: &[String], widths: &[usize]) -> io::Result<()> {
     let mut line = String::new();
     for (cell, width) in cells.iter().zip(widths) {
@@ -121,6 +157,17 @@ mod tests {
         let line = text(&table, Some(42));
         assert_eq!(line.lines().nth(1).unwrap().chars().count(), 42);
         assert_eq!(line.matches('a').count(), line.matches('b').count());
+    }
+
+    #[test]
+    fn rows_that_come_one_by_one_line_up_from_the_widest_on() {
+        let (mut rolling, mut out) = (Rolling::new(["A", "B", "C"], [3, 2, 0]), Vec::new());
+        rolling.write_heads(&mut out).unwrap();
+        for cells in [["a", "b", "the first"], ["wider", "b", "\x1b[31m"], ["a", "b", "a text that is too long"]] {
+            rolling.write(&mut out, Some(24), cells.map(str::to_owned)).unwrap();
+        }
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "A    B   C\na    b   the first\nwider  b   \\u{1b}[31m\na      b   a text that …\n");
     }
 
     #[test]

@@ -1,0 +1,255 @@
+//! `events`: what happened to stations, agents and works, in one list in the log's order; goes on with it if asked to.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::failure::{Exit, Failure};
+use super::session::{Session, Use};
+use super::show;
+use super::table::Rolling;
+use crate::model::audit::{self, Fact};
+use crate::model::event::{Event, Kind};
+use crate::model::time::{Span, Timestamp};
+use crate::telemetry::now;
+use crate::transport::{Entry, Filter, Follow, Log, Position, Result};
+use crate::works::event_of;
+
+const PAGE: usize = 512;
+/// How often a follower looks whether anybody still reads what it writes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Fits a UUID, and most names.
+const WIDTHS: [usize; 5] = [24, 16, 12, 36, 0];
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Go on with what happens next, until interrupted
+    #[arg(long, short)]
+    follow: bool,
+    /// How far to look back
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    since: Span,
+    /// Only events of this kind (repeatable)
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<About>,
+    /// The progress that works report as well
+    #[arg(long)]
+    progress: bool,
+}
+
+/// What events are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum About {
+    Station,
+    Agent,
+    Work,
+}
+
+pub(super) async fn run(session: &mut Session, args: Args) -> std::result::Result<(), Failure> {
+    let Some(reader) = session.open(Use::Look).await? else {
+        let text = session.no_store();
+        return match (args.follow, session.screen.json) {
+            (true, _) => Err(Failure::new(Exit::NotFound, text)),
+            (false, true) => Ok(()),
+            (false, false) => Ok(session.screen.line(&text)?),
+        };
+    };
+    let log = &reader.dispatcher.transport().log;
+    let mut list = List { table: Rolling::new(["TIME", "EVENT", "STATION", "SUBJECT", "DETAILS"], WIDTHS), some: false, args };
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    tokio::select! {
+        ended = list.show(session, log.as_ref()) => ended,
+        // Whoever follows ends it so; otherwise it is an interruption.
+        said = &mut interrupted => match said {
+            Ok(()) if list.args.follow => Ok(()),
+            Ok(()) => Err(Failure::new(Exit::Failed, "interrupted")),
+            Err(error) => Err(Failure::new(Exit::Failed, format!("signals cannot be heard: {error}"))),
+        },
+    }
+}
+
+/// The list as it is written.
+struct List {
+    table: Rolling<5>,
+    some: bool,
+    args: Args,
+}
+
+impl List {
+    async fn show(&mut self, session: &mut Session, log: &dyn Log) -> std::result::Result<(), Failure> {
+        let back = i64::try_from(self.args.since.get().as_millis()).unwrap_or(i64::MAX);
+        let since = Timestamp::from_millis(now().as_millis().saturating_sub(back));
+        let head = log.head().await?;
+        let mut pasts = Vec::new();
+        for filter in self.filters() {
+            pasts.push(Past { filter, after: first_since(log, filter, since, head).await?, page: VecDeque::new(), ended: false });
+        }
+        while let Some(entry) = earliest(log, &mut pasts, head).await? {
+            self.write(session, &entry, since)?;
+        }
+        if self.args.follow {
+            return self.go_on(session, log, head).await;
+        }
+        if !self.some && !session.screen.json {
+            let text = format!("nothing has happened in the last {}; --since looks further back", self.args.since);
+            session.screen.line(&text)?;
+        }
+        Ok(())
+    }
+
+    async fn go_on(&mut self, session: &mut Session, log: &dyn Log, head: Position) -> std::result::Result<(), Failure> {
+        if !self.some && !session.screen.json {
+            session.screen.rolling_head(&self.table)?;
+            self.some = true;
+        }
+        session.screen.flush()?;
+        let mut follows = Vec::new();
+        for filter in self.filters() {
+            follows.push(log.follow(filter, head).await?);
+        }
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                entries = next(&mut follows) => {
+                    for entry in entries? {
+                        self.write(session, &entry, Timestamp::default())?;
+                    }
+                    session.screen.flush()?;
+                }
+                _ = look.tick() => if session.screen.nobody_reads() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// What has to be read for what is wanted.
+    fn filters(&self) -> Vec<Filter> {
+        let audit = self.wants(About::Station) || self.wants(About::Agent);
+        let filters = [(audit, Filter::Audit), (self.wants(About::Work), Filter::AllWork)];
+        filters.into_iter().filter(|(wanted, _)| *wanted).map(|(_, filter)| filter).collect()
+    }
+
+    fn wants(&self, about: About) -> bool {
+        self.args.kind.is_empty() || self.args.kind.contains(&about)
+    }
+
+    fn write(&mut self, session: &mut Session, entry: &Entry, since: Timestamp) -> std::io::Result<()> {
+        let Some(line) = Line::of(entry).filter(|line| self.shows(line) && line.at() >= since) else { return Ok(()) };
+        let screen = &mut session.screen;
+        if screen.json {
+            // As it stands on the log, with what another version knows besides.
+            return match serde_json::from_slice::<Value>(&entry.body) {
+                Ok(value) => screen.json_line(&value),
+                Err(_) => Ok(()),
+            };
+        }
+        if !self.some {
+            screen.rolling_head(&self.table)?;
+            self.some = true;
+        }
+        screen.rolling_row(&mut self.table, line.cells())
+    }
+
+    fn shows(&self, line: &Line) -> bool {
+        match line {
+            Line::Work(event) => self.args.progress || !matches!(event.kind, Kind::Progress { .. }),
+            Line::Fact(fact) => match fact.kind.noun_and_verb().0 {
+                "station" => self.wants(About::Station),
+                "agent" => self.wants(About::Agent),
+                _ => self.args.kind.is_empty(),
+            },
+        }
+    }
+}
+
+/// One line.
+enum Line {
+    Fact(Fact),
+    Work(Box<Event>),
+}
+
+impl Line {
+    fn of(entry: &Entry) -> Option<Self> {
+        if entry.subject.work().is_some() {
+            return event_of(entry).map(|event| Self::Work(Box::new(event)));
+        }
+        Fact::from_bytes(&entry.body)
+            .map_err(|error| tracing::warn!(position = entry.position.0, %error, "skipped an audit record that cannot be read"))
+            .ok()
+            .map(Self::Fact)
+    }
+
+    fn at(&self) -> Timestamp {
+        match self {
+            Self::Fact(fact) => fact.at,
+            Self::Work(event) => event.at,
+        }
+    }
+
+    fn cells(&self) -> [String; 5] {
+        let at = self.at().to_string();
+        match self {
+            Self::Work(event) => {
+                let (kind, station) = (event.kind.wire_type().to_owned(), event.station.to_string());
+                [at, kind, station, event.work_id.to_string(), show::details(event)]
+            }
+            Self::Fact(fact) => {
+                let subject = fact.kind.agent().map_or_else(|| fact.instance.to_string(), ToString::to_string);
+                [at, fact.kind.wire_type().to_owned(), fact.station.to_string(), subject, details(&fact.kind)]
+            }
+        }
+    }
+}
+
+/// What a fact tells besides its type.
+fn details(kind: &audit::Kind) -> String {
+    match kind {
+        audit::Kind::Lost { observer } => format!("no more sign of life; noticed by {observer}"),
+        audit::Kind::Back => "its sign of life had expired".into(),
+        audit::Kind::TakenOver { from, .. } => format!("from {from}, which is gone"),
+        audit::Kind::Refused { holder, .. } => format!("the name is held by {holder}"),
+        _ => String::new(),
+    }
+}
+
+/// What is there already of one filter.
+struct Past {
+    filter: Filter,
+    after: Position,
+    page: VecDeque<Entry>,
+    ended: bool,
+}
+
+/// The next entry of all, up to a position.
+async fn earliest(log: &dyn Log, pasts: &mut [Past], upto: Position) -> Result<Option<Entry>> {
+    for past in pasts.iter_mut().filter(|past| past.page.is_empty() && !past.ended) {
+        past.page = log.read(past.filter, past.after, PAGE).await?.into();
+        past.ended = past.page.len() < PAGE;
+        past.after = past.page.back().map_or(past.after, |entry| entry.position);
+    }
+    let position = |past: &Past| past.page.front().map(|entry| entry.position).filter(|position| *position <= upto);
+    let first = pasts.iter_mut().filter(|past| position(past).is_some()).min_by_key(|past| position(past));
+    Ok(first.and_then(|past| past.page.pop_front()))
+}
+
+/// The position after which entries are of this moment or later, found by halving: the log is in the order of time, all but.
+async fn first_since(log: &dyn Log, filter: Filter, since: Timestamp, head: Position) -> Result<Position> {
+    let (mut low, mut high) = (0, head.0);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match log.read(filter, Position(middle), 1).await?.first() {
+            Some(entry) if entry.position <= head && Line::of(entry).is_none_or(|line| line.at() < since) => low = entry.position.0,
+            _ => high = middle,
+        }
+    }
+    Ok(Position(low))
+}
+
+/// The next entries of any of these.
+async fn next(follows: &mut [Box<dyn Follow>]) -> Result<Vec<Entry>> {
+    let (entries, _, _) = futures_util::future::select_all(follows.iter_mut().map(|follow| follow.next())).await;
+    entries
+}
