@@ -1,6 +1,7 @@
 //! What the lattice costs beside a bare rmcp server that answers the same kind of call from memory.
 //!
-//! `cargo bench` prints tables and asserts nothing; `cargo bench -- --quick` takes fewer samples.
+//! `cargo bench` prints tables and asserts nothing; `cargo bench -- --quick` takes fewer samples, and `--nats` measures only what
+//! goes over a NATS server.
 #![expect(clippy::expect_used, reason = "a bench that cannot go on ends")]
 #![expect(clippy::print_stdout, reason = "tables are what this program is for")]
 
@@ -12,6 +13,14 @@ mod compare;
 mod inprocess;
 #[path = "lattice/load.rs"]
 mod load;
+#[path = "lattice/nats.rs"]
+mod nats;
+#[path = "lattice/presence.rs"]
+mod presence;
+#[path = "lattice/raw.rs"]
+mod raw;
+#[path = "lattice/server.rs"]
+mod server;
 #[path = "lattice/table.rs"]
 mod table;
 
@@ -24,8 +33,22 @@ fn main() -> anyhow::Result<()> {
     if has(bare::HTTP) {
         return runtime.block_on(bare::http());
     }
+    let after = |wanted: &str| std::env::args().skip_while(|argument| argument != wanted).skip(1).collect::<Vec<_>>();
+    if let [url, count] = after(presence::MEMBERS).as_slice() {
+        return runtime.block_on(presence::members(url, count.parse()?));
+    }
+    if let [url] = after(presence::OBSERVER).as_slice() {
+        return runtime.block_on(presence::observer(url));
+    }
+    if let Ok(filter) = std::env::var("RUST_LOG") {
+        let _ = lattice_mcp::telemetry::init(&filter);
+    }
     let quick = has("--quick");
-    runtime.block_on(compare::run(quick))?;
-    runtime.block_on(inprocess::run(quick));
+    if !has("--nats") {
+        runtime.block_on(compare::run(quick))?;
+        runtime.block_on(inprocess::run(quick));
+    }
+    runtime.block_on(nats::run(quick))?;
+    runtime.block_on(presence::run(quick))?;
     Ok(())
 }

@@ -86,11 +86,13 @@ async fn calls(dir: &Path, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn crowd(at_once: usize) -> String {
+/// How many at once, in words.
+pub(crate) fn crowd(at_once: usize) -> String {
     if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") }
 }
 
-fn row(table: &mut Table, name: &str, bare: &Measured, ours: &Measured) {
+/// A row of what is measured beside its reference.
+pub(crate) fn row(table: &mut Table, name: &str, bare: &Measured, ours: &Measured) {
     table.row(&[
         name,
         &micros(bare.percentile(50)),

@@ -29,7 +29,16 @@ impl Bench {
         config.lattice.work.queue_size = 100_000;
         config.lattice.storage.max_bytes = lattice_mcp::model::size::Size::mib(64 << 10);
         config.agents.dirs = vec![data.path().to_owned()];
-        let setting = Setting { config: Arc::new(config), file: None, cwd: data.path().to_owned(), bound: None, orchestrates_only: false };
+        let setting = Setting {
+            config: Arc::new(config),
+            file: None,
+            cwd: data.path().to_owned(),
+            bound: None,
+            orchestrates_only: false,
+            runs_only: false,
+            handed_on: Vec::new(),
+            by_name: false,
+        };
         let station = Station::open(setting).expect("a station");
         station.wake().await.expect("it wakes");
         Self { station, caller: Caller::connection(), _data: data }
@@ -61,7 +70,8 @@ impl Bench {
     }
 }
 
-async fn one(dispatcher: &Dispatcher, caller: &Caller) {
+/// Hands a work over and waits until it has settled.
+pub(crate) async fn one(dispatcher: &Dispatcher, caller: &Caller) {
     let request = Request {
         agent: "echo".parse().expect("a name"),
         task: "nothing".into(),

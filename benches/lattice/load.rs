@@ -29,6 +29,11 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
+    /// What was measured in so much time.
+    pub(crate) fn new(samples: Vec<Duration>, took: Duration) -> Self {
+        Self { samples, took }
+    }
+
     /// Adds what was measured later.
     pub(crate) fn add(&mut self, later: Self) {
         self.samples.extend(later.samples);
@@ -331,7 +336,8 @@ impl Wire {
     }
 }
 
-fn memory(pid: u32) -> Option<u64> {
+/// The memory that a process holds, in KiB.
+pub(crate) fn memory(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").parse().ok()
 }
