@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use bytes::Bytes;
 use lattice_mcp::config::Storage;
-use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs};
+use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{self, Media};
 use lattice_mcp::model::time::Timestamp;
@@ -68,7 +68,7 @@ impl Place {
 fn help_texts_stay_as_they_are() {
     let place = Place::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/help");
-    for command in ["", "leaf", "status", "stations", "agents", "runs", "work", "work cancel", "work answer", "config", "init"] {
+    for command in ["", "leaf", "status", "stations", "agents", "runs", "work", "work cancel", "work answer", "events", "config", "init"] {
         let words: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let file = golden.join(format!("{}.txt", if command.is_empty() { "lattice-mcp".into() } else { command.replace(' ', "-") }));
         let said = place.said(&words);
@@ -199,6 +199,7 @@ impl Seed {
             at: now(),
             station: "there".parse().unwrap(),
             instance: InstanceId::new(Uuid::now_v7()),
+            side: if attempt == 0 { Side::Assigner } else { Side::Leaf },
             attempt,
             kind,
         };

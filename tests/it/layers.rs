@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 17] = [
     &["registry"],
     &["runs"],
     &["results"],
-    &["works"],
+    &["audit", "works"],
     &["runner"],
     &["transport"],
     &["agents", "telemetry"],

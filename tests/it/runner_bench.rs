@@ -75,7 +75,7 @@ pub(crate) fn context(data_dir: &Path, blobs: Arc<DirBlobs>) -> Context {
         progress_per_second: 20,
         data_dir: data_dir.to_owned(),
         instance: InstanceId::new(Uuid::new_v4()),
-        mesh: MeshAccess { program: "/opt/lattice-mcp".into(), args: vec!["--stdio".into()] },
+        mesh: MeshAccess { program: "/opt/lattice-mcp".into(), args: vec!["--stdio".into()], env: Vec::new() },
     }
 }
 

@@ -4,6 +4,7 @@
 mod blobs;
 mod local;
 mod log;
+mod nats;
 mod queue;
 mod table;
 
@@ -179,6 +180,7 @@ macro_rules! contract {
                 }
                 table {
                     what_is_put_is_there
+                    rows_are_listed_by_the_first_part_of_their_keys
                     expectations_are_kept
                     one_of_many_creates_a_key
                     one_of_many_changes_a_row
@@ -211,3 +213,4 @@ macro_rules! contract {
 }
 
 contract! { over_local: crate::transport::local::Store }
+contract! { over_nats: crate::transport::nats::Server }

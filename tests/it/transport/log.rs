@@ -211,7 +211,9 @@ pub(crate) async fn many_followers_of_single_works_get_theirs(fixture: &mut impl
     for id in works.iter().rev() {
         t.log.append(vec![status(*id, id.to_string())]).await.unwrap();
     }
-    t.log.append(works.iter().map(|id| response(*id, id.to_string())).collect()).await.unwrap();
+    for some in works.chunks(500) {
+        t.log.append(some.iter().map(|id| response(*id, id.to_string())).collect()).await.unwrap();
+    }
     for (id, got) in within(followers.join_all()).await {
         assert_eq!(bodies(&got), [id.to_string(), id.to_string()]);
     }

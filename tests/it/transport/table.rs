@@ -47,6 +47,22 @@ fn said(changes: &[Change]) -> Vec<String> {
     changes.iter().map(say).collect()
 }
 
+pub(crate) async fn rows_are_listed_by_the_first_part_of_their_keys(fixture: &mut impl Fixture) {
+    let t = fixture.transport();
+    for key in ["north.1", "north.2", "northern.3", "south.1", "north"] {
+        t.table.put(Bucket::Stations, key, key.into(), Expect::Any, None).await.unwrap();
+    }
+    t.table.remove(Bucket::Stations, "north.2", Expect::Any).await.unwrap();
+    t.table.put(Bucket::Stations, "north.4", "short".into(), Expect::Any, Some(Duration::from_millis(1))).await.unwrap();
+    fixture.pass(Duration::from_secs(1)).await;
+    let keys = async |head: &str| -> Vec<String> {
+        t.table.list_of(Bucket::Stations, head).await.unwrap().into_iter().map(|row| row.key).collect()
+    };
+    assert_eq!(keys("north").await, ["north.1"]);
+    assert_eq!(keys("south").await, ["south.1"]);
+    assert!(keys("west").await.is_empty());
+}
+
 pub(crate) async fn what_is_put_is_there(fixture: &mut impl Fixture) {
     let (t, second) = (fixture.transport(), fixture.second().await);
     assert_eq!(t.table.get(AGENTS, "scan").await.unwrap(), None);

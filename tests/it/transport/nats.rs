@@ -1,0 +1,101 @@
+//! A lattice on a real nats-server as a fixture, with a clock that stands still until time is let pass.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use lattice_mcp::model::time::Timestamp;
+use lattice_mcp::transport::Transport;
+use lattice_mcp::transport::nats::{Nats, Options};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::nats_server::NatsServer;
+
+/// A server, and handles on one lattice of it.
+pub(crate) struct Server {
+    clock: Arc<AtomicI64>,
+    first: Nats,
+    others: Vec<Nats>,
+    server: NatsServer,
+}
+
+async fn open(port: u16, clock: &Arc<AtomicI64>) -> Nats {
+    let (raised, interruptions) = watch::channel(0);
+    let raised = Arc::new(raised);
+    let client = loop {
+        let raised = Arc::clone(&raised);
+        let options = async_nats::ConnectOptions::new().event_callback(move |event| {
+            let raised = Arc::clone(&raised);
+            async move {
+                if matches!(event, async_nats::Event::Connected | async_nats::Event::SlowConsumer(_)) {
+                    raised.send_modify(|count| *count += 1);
+                }
+            }
+        });
+        match options.connect(format!("127.0.0.1:{port}")).await {
+            Ok(client) => break client,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    let clock = Arc::clone(clock);
+    let options = Options {
+        lattice: "x".parse().unwrap(),
+        station: "here".parse().unwrap(),
+        settings: lattice_mcp::config::Nats::default(),
+        blob_max_age: Duration::from_secs(86400),
+        clock: Arc::new(move || Timestamp::from_millis(clock.load(Ordering::SeqCst))),
+        interruptions,
+        denials: tokio::sync::broadcast::Sender::new(16),
+        tasks: TaskTracker::new(),
+    };
+    let begun = Instant::now();
+    loop {
+        // A server that has just started may not serve JetStream yet.
+        match Nats::open(client.clone(), options.clone()).await {
+            Ok(nats) => return nats,
+            Err(error) => {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl super::Fixture for Server {
+    async fn start() -> Self {
+        let server = NatsServer::start();
+        let clock = Arc::new(AtomicI64::new(1_800_000_000_000));
+        Self { first: open(server.port(), &clock).await, others: Vec::new(), clock, server }
+    }
+
+    fn transport(&self) -> Transport {
+        self.first.transport()
+    }
+
+    async fn second(&mut self) -> Transport {
+        let second = open(self.server.port(), &self.clock).await;
+        let transport = second.transport();
+        self.others.push(second);
+        transport
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.load(Ordering::SeqCst))
+    }
+
+    async fn pass(&self, span: Duration) {
+        self.clock.fetch_add(i64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    async fn restart(&mut self) -> Transport {
+        self.others.clear();
+        self.first.close();
+        self.server.kill();
+        self.server.revive();
+        self.first = open(self.server.port(), &self.clock).await;
+        self.first.transport()
+    }
+}
