@@ -100,7 +100,7 @@ async fn an_nkey() {
     let empty = file(dir.path(), "empty", "\n");
     is_told(&server.url(), &[(NKEY, empty.clone())], &["lattice.nats.auth.nkey_file", &empty, "no seed of an nkey"], &[]).await;
     let broken = file(dir.path(), "broken", "SUnonsense\n");
-    is_told(&server.url(), &[(NKEY, broken)], &[], &["SUnonsense"]).await;
+    is_told(&server.url(), &[(NKEY, broken.clone())], &["lattice.nats.auth.nkey_file", &broken, "is it whole?"], &["SUnonsense"]).await;
     is_told(&server.url(), &[(NKEY, "/nowhere/seed".into())], &["lattice.nats.auth.nkey_file", "/nowhere/seed"], &[]).await;
 }
 
@@ -376,12 +376,44 @@ async fn a_file_that_holds_nothing_of_use_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_back_with_other_users() {
+    let mut server = NatsServer::with("authorization { token: \"to-ken\" }");
+    let (data, agents) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let mut command = binary(data.path(), agents.path());
+    command.env("LATTICE_NATS_URL", server.url()).env(TOKEN, "to-ken");
+    let client = Client::start(command).await;
+    let unreachable =
+        async || client.call("list_available_agents", json!({})).await["unreachable"].as_str().map(str::to_owned).unwrap_or_default();
+    eventually("it is connected", async || unreachable().await.is_empty().then_some(())).await;
+    let change = |server: &mut NatsServer, from: &str, to: &str| {
+        server.kill();
+        let path = server.dir().join("nats.conf");
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replace(from, to)).unwrap();
+        server.revive();
+    };
+    change(&mut server, "to-ken", "another");
+    let said =
+        eventually("it says so", async || Some(unreachable().await).filter(|said| said.contains("refuses these credentials now"))).await;
+    assert!(said.contains("lattice.nats.auth") && said.contains(&server.url()) && !said.contains("to-ken"), "{said}");
+    change(&mut server, "another", "to-ken");
+    eventually("it is connected again", async || unreachable().await.is_empty().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs() {
     use rustix::process::{Signal, kill_process};
     let server = NatsServer::start();
     kill_process(server.pid(), Signal::STOP).unwrap();
+    // Its threads go on until one of them gets to see the signal.
+    let tasks = format!("/proc/{}/task", server.pid().as_raw_nonzero());
+    eventually("all its threads stand still", async || {
+        let states = std::fs::read_dir(&tasks).unwrap().map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")));
+        states.into_iter().all(|state| state.is_ok_and(|state| state.contains(") T "))).then_some(())
+    })
+    .await;
     // The machine still accepts for it.
-    is_told(&server.url(), &[], &["accepts connections but did not speak NATS within 2s", "or the server hangs"], &[]).await;
+    is_told(&server.url(), &[], &["accepts connections but did not speak NATS within 2s", "or the server hangs; check the port"], &[])
+        .await;
     kill_process(server.pid(), Signal::CONT).unwrap();
     gets_in(&server.url(), &[]).await;
 }

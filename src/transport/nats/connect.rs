@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use async_nats::{Client, ClientError, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use percent_encoding::percent_decode_str;
 use tokio::sync::{broadcast, watch};
 
@@ -40,7 +40,9 @@ pub enum Error {
         reason: String,
     },
     /// Something listens there and says nothing.
-    #[error("{url} accepts connections but did not speak NATS within {waited:?}: it is something else, or the server hangs")]
+    #[error(
+        "{url} accepts connections but did not speak NATS within {waited:?}: it is something else, or the server hangs; check the port in lattice.nats.url"
+    )]
     Silent {
         /// Where.
         url: String,
@@ -197,7 +199,7 @@ pub async fn connect(settings: &config::Nats, name: &str, inbox: &str) -> Result
     let connecting = options.connect(servers);
     let client = match tokio::time::timeout(patience, connecting).await {
         Ok(Ok(client)) => client,
-        Ok(Err(error)) => return Err(explain(url, connect_timeout, &error)),
+        Ok(Err(error)) => return Err(explain(url, settings, &error)),
         Err(_) => return Err(Error::Silent { url, waited: connect_timeout }),
     };
     check_version(&client, &url)?;
@@ -256,8 +258,25 @@ impl Heard {
                 None => tracing::warn!(url = self.url, "the NATS server says: {text}"),
             },
             Event::ServerError(error) => tracing::warn!(url = self.url, %error, "the NATS server says no"),
+            Event::ClientError(ClientError::Other(text)) if text.contains("authorization") => self.refused(),
             Event::ClientError(error) => tracing::debug!(url = self.url, %error, "the connection to the NATS server has trouble"),
             _ => {}
+        }
+    }
+
+    /// A server that is back may have other users: nobody should look for one that is down.
+    fn refused(&self) {
+        let url = &self.url;
+        let text = format!("the NATS server at {url} refuses these credentials now: check lattice.nats.auth; this station keeps trying");
+        let is_news = self.reach.send_if_modified(|reach| match reach {
+            Reach::Away { reason, .. } if **reason != *text => {
+                *reason = text.as_str().into();
+                true
+            }
+            _ => false,
+        });
+        if is_news {
+            tracing::warn!("{text}");
         }
     }
 }
@@ -339,7 +358,7 @@ fn protected(mut options: ConnectOptions, settings: &config::Nats) -> Result<Con
     Ok(options)
 }
 
-fn explain(url: String, waited: Duration, error: &ConnectError) -> Error {
+fn explain(url: String, settings: &config::Nats, error: &ConnectError) -> Error {
     let reason = whole(error).split_whitespace().collect::<Vec<_>>().join(" ");
     let low = reason.to_ascii_lowercase();
     // What rustls says of a peer that speaks something else, or that turns our certificate down.
@@ -348,8 +367,13 @@ fn explain(url: String, waited: Duration, error: &ConnectError) -> Error {
         let reason = if low.contains("corrupt message") { format!("what listens there speaks no TLS ({reason})") } else { reason };
         return Error::Tls { url, reason };
     }
+    // Nothing was sent yet: the server cannot be blamed.
+    if let (true, Some(path)) = (low.contains("signing nonce"), &settings.auth.nkey_file) {
+        let reason = "its seed is broken: is it whole?".to_owned();
+        return Error::File { key: "lattice.nats.auth.nkey_file", path: path.clone(), reason };
+    }
     match error.kind() {
-        ConnectErrorKind::TimedOut => Error::Silent { url, waited },
+        ConnectErrorKind::TimedOut => Error::Silent { url, waited: settings.connect_timeout.get() },
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Error::Credentials { url, reason },
         ConnectErrorKind::Tls => Error::Tls { url, reason },
         _ if low.contains("authorization") || low.contains("nonce") => Error::Credentials { url, reason },
@@ -373,7 +397,10 @@ fn whole(error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let more = cause.to_string();
-        if !text.contains(&more) {
+        // Each may say what the other says, and something more.
+        if more.contains(&text) {
+            text = more;
+        } else if !text.contains(&more) {
             text = format!("{text}: {more}");
         }
         source = cause.source();
@@ -412,6 +439,7 @@ async fn check_jetstream(client: &Client, url: &str, mut denials: broadcast::Rec
             Err(error) if error.kind() == async_nats::RequestErrorKind::TimedOut => {
                 return Err(fail("$JS.API.INFO was not answered".into()));
             }
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => "nobody answers to $JS.API.INFO".to_owned(),
             Err(error) => error.to_string(),
         };
         if tries >= 10 {
