@@ -254,8 +254,13 @@ impl Leaf {
     async fn hold_on(&self) {
         let mut tick = tokio::time::interval(self.0.config.lattice.work.lease.get() / 4);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reach = self.0.transport.reach.clone();
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                // Others wait for us to say, once the server is back, that we live.
+                Ok(()) = reach.changed() => {}
+            }
             if let Err(error) = self.hold().await {
                 tracing::warn!(%error, "could not extend the attempts that run here");
             }

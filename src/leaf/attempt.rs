@@ -192,17 +192,17 @@ impl Attempt<'_> {
 
     /// The attempt stands on the log; what else stands there, and what comes after it? Whoever came first, wins.
     async fn accepted(&self) -> Result<Following> {
-        let (log, works, id) = (&self.leaf.transport.log, &self.leaf.works, self.delivery.id);
+        let (works, id) = (&self.leaf.works, self.delivery.id);
         let stands =
             |work: &Work| work.assignment.is_some() && work.attempts.last().is_some_and(|last| last.number >= self.delivery.attempt);
         let until = Instant::now() + ORDER_WAIT;
         loop {
-            if let Some(mut following) = works.follow(id).await? {
+            if let Some(mut following) = self.retrying(|| works.follow(id)).await? {
                 let mut work = following.work();
                 while !stands(&work) {
                     match tokio::time::timeout_at(until, following.next()).await {
-                        Ok(next) => work = next?.1,
-                        Err(_) => break,
+                        Ok(Ok(next)) => work = next.1,
+                        Ok(Err(_)) | Err(_) => break,
                     }
                 }
                 if stands(&work) {
@@ -215,8 +215,8 @@ impl Attempt<'_> {
             // The assigner, or we, died between the hook and the log, in an earlier life of this item. One after the other: should we
             // die in between, whoever comes next writes what is missing.
             let order = Kind::Assigned(Box::new((*self.assignment).clone()));
-            log.append(vec![self.record(order)]).await?;
-            log.append(vec![self.record(Kind::Accepted)]).await?;
+            self.append(vec![self.record(order)]).await?;
+            self.append(vec![self.record(Kind::Accepted)]).await?;
         }
     }
 
@@ -253,7 +253,7 @@ impl Attempt<'_> {
                 // No crash, and no failure: what was given up for another attempt burns none.
                 let failure = Failure::new(FailureKind::HandedBack, "another attempt holds the work, or it has settled");
                 let given_up = self.record(Kind::Retrying { failure, next_at: now() });
-                self.leaf.transport.log.append(vec![given_up]).await.map(|_| ())
+                self.append(vec![given_up]).await
             }
             Why::HandBack => {
                 let failure = Failure::new(FailureKind::HandedBack, "the station stopped and gave the work back");
@@ -308,6 +308,10 @@ impl Attempt<'_> {
             tracing::info!("a later attempt holds the work; this one's outcome stands as evidence, or wins if it is the first");
         }
         Ok(())
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<()> {
+        self.retrying(|| self.leaf.transport.log.append(records.clone())).await.map(|_| ())
     }
 
     async fn release(&self, at: Timestamp, deadline: Option<Timestamp>, kind: Kind) -> Result<bool> {
@@ -533,9 +537,7 @@ impl<'a> Watch<'a> {
                 Kind::Escalate(ask)
             }
         };
-        let record = self.attempt.record(kind);
-        let log = &self.attempt.leaf.transport.log;
-        self.attempt.retrying(|| log.append(vec![record.clone()])).await.map(|_| ())
+        self.attempt.append(vec![self.attempt.record(kind)]).await
     }
 
     /// While a question is open the clocks stand still, and the item's deadline is the answer's.
@@ -558,6 +560,7 @@ impl<'a> Watch<'a> {
 
     async fn extend(&self, deadline: Timestamp) -> Result<()> {
         let lease = self.attempt.leaf.config.lattice.work.lease.get();
-        self.attempt.leaf.transport.queue.extend(std::slice::from_ref(self.attempt.delivery), lease, Some(deadline)).await.map(|_| ())
+        let (queue, held) = (&self.attempt.leaf.transport.queue, std::slice::from_ref(self.attempt.delivery));
+        self.attempt.retrying(|| queue.extend(held, lease, Some(deadline))).await.map(|_| ())
     }
 }

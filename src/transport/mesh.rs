@@ -131,6 +131,7 @@ impl Mesh {
 
     /// Sends to the server what was written while it was away, and whatever is written locally after that.
     async fn forward(self: Arc<Self>) {
+        let mut reach = self.reach.clone();
         let work = async {
             loop {
                 let ended = self.forward_on().await;
@@ -141,7 +142,11 @@ impl Mesh {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "what happened while the server was away cannot be forwarded now");
                 }
-                tokio::time::sleep(TROUBLE_PAUSE).await;
+                tokio::select! {
+                    () = tokio::time::sleep(TROUBLE_PAUSE) => {}
+                    // Whoever asks the server once it is back wants to know.
+                    Ok(()) = reach.changed() => {}
+                }
             }
         };
         tokio::select! {
@@ -176,6 +181,8 @@ impl Mesh {
             }
             opened.changed().await.map_err(|_| Error::Closed)?;
         };
+        // Whoever hears of a work from here on may speak of it at once.
+        self.heard(&far).await?;
         let row = self.local.table.get(Bucket::Keys, FORWARDED).await?;
         let mut after = row.and_then(|row| std::str::from_utf8(&row.value).ok()?.parse().ok()).unwrap_or(0);
         let mut follow = self.local.log.follow(Filter::AllWork, Position(after)).await?;
@@ -198,7 +205,6 @@ impl Mesh {
         let work = async {
             let mut opened = self.far.clone();
             let mut signal = self.local.queue.signal(&self.station);
-            // Nobody else knows of a work before it was forwarded, and that begins no earlier than this.
             let mut after = None::<u64>;
             loop {
                 let far = opened.borrow_and_update().clone();
@@ -232,15 +238,27 @@ impl Mesh {
         Ok(self.local.queue.load(&self.station).await?.iter().any(|lane| lane.waiting + lane.held > 0))
     }
 
+    /// As far back on the server's log as what lives here may have been forwarded.
+    async fn heard(&self, far: &Transport) -> Result<u64> {
+        loop {
+            if let Some(row) = self.local.table.get(Bucket::Keys, HEARD).await? {
+                return Ok(std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
+            }
+            let head = far.log.head().await?.0;
+            match self.local.table.put(Bucket::Keys, HEARD, Bytes::from(head.to_string()), Expect::Absent, None).await {
+                Ok(_) => return Ok(head),
+                // Another process of this folder was first.
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Listens for as long as a work lives here.
     async fn bring_back_on(&self, far: &Transport, after: &mut Option<u64>) -> Result<()> {
         let from = match *after {
             Some(after) => after,
-            // After a restart: as far back as what lives here may have been forwarded.
-            None => match self.local.table.get(Bucket::Keys, HEARD).await? {
-                Some(row) => std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0),
-                None => far.log.head().await?.0,
-            },
+            None => self.heard(far).await?,
         };
         self.local.table.put(Bucket::Keys, HEARD, Bytes::from(from.to_string()), Expect::Any, None).await?;
         *after = Some(from);

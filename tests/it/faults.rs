@@ -10,6 +10,7 @@ mod fleet;
 mod garbage;
 mod kills;
 mod namespaces;
+mod outages;
 mod partition;
 mod proxy;
 mod replicas;

@@ -146,6 +146,8 @@ pub(super) struct Hook {
     pub(super) ops_since_snapshot: usize,
     /// Items up to here are gone unless they are here.
     upto: u64,
+    /// Until then nobody takes over what somebody held: its holder could not say that it lives.
+    spared: Timestamp,
 }
 
 impl Hook {
@@ -164,6 +166,7 @@ impl Hook {
             newer: None,
             ops_since_snapshot: 0,
             upto: 0,
+            spared: Timestamp::from_millis(0),
         }
     }
 
@@ -253,6 +256,16 @@ impl Hook {
 
     fn make_ready(&mut self, label: &Label, seq: u64) {
         self.ready.entry(label.lane.clone()).or_default().insert((Reverse(label.priority), seq));
+    }
+
+    /// Lets nobody take over, until this moment, what somebody held.
+    pub(super) fn spare(&mut self, until: Timestamp) {
+        self.spared = self.spared.max(until);
+    }
+
+    /// Whether somebody holds an item, or may not have been able to say so.
+    fn is_held(&self, slot: &Slot, now: Timestamp) -> bool {
+        matches!(slot.state, State::Held(_, until) if until > now || self.spared > now)
     }
 
     /// Makes free what is due; says whether anything was.
@@ -384,6 +397,9 @@ impl Hook {
                     break;
                 }
                 let Some(slot) = self.slots.get(&entry.1) else { continue };
+                if self.is_held(slot, now) {
+                    continue;
+                }
                 if slot.label.deadline <= now {
                     expired.push(*entry);
                 } else if want.only.as_ref().is_none_or(|only| only.contains(&slot.label.id)) {
@@ -403,15 +419,16 @@ impl Hook {
     }
 
     /// When a delayed or held item of these lanes becomes free at the earliest.
-    pub(super) fn next_free(&self, lanes: &[(String, u32)]) -> Option<Timestamp> {
+    pub(super) fn next_free(&self, lanes: &[(String, u32)], now: Timestamp) -> Option<Timestamp> {
         let wanted = |seq: &u64| self.slots.get(seq).is_some_and(|slot| lanes.iter().any(|(lane, _)| *lane == slot.label.lane));
-        self.timers.iter().find(|(_, seq)| wanted(seq)).map(|(due, _)| *due)
+        let next = self.timers.iter().find(|(_, seq)| wanted(seq)).map(|(due, _)| *due);
+        next.into_iter().chain((self.held > 0 && self.spared > now).then_some(self.spared)).min()
     }
 
     /// Free items whose deadline has passed.
     pub(super) fn expired(&self, now: Timestamp, limit: usize) -> Vec<u64> {
         let passed = self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now);
-        passed.map(|(_, seq)| *seq).filter(|seq| self.slots.get(seq).is_some_and(|slot| !slot.is_held(now))).take(limit).collect()
+        passed.map(|(_, seq)| *seq).filter(|seq| self.slots.get(seq).is_some_and(|slot| !self.is_held(slot, now))).take(limit).collect()
     }
 
     /// What the taker of an item that was just taken gets.
@@ -431,7 +448,7 @@ impl Hook {
     /// An item, and whether somebody holds it now.
     pub(super) fn find(&self, id: WorkId, now: Timestamp) -> Option<(u64, bool)> {
         let seq = *self.by_id.get(&id)?;
-        Some((seq, self.slots.get(&seq)?.is_held(now)))
+        Some((seq, self.is_held(self.slots.get(&seq)?, now)))
     }
 
     /// How full the lanes are.
@@ -439,15 +456,9 @@ impl Hook {
         let mut lanes: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
         for slot in self.slots.values() {
             let (waiting, held) = lanes.entry(&slot.label.lane).or_default();
-            *(if slot.is_held(now) { held } else { waiting }) += 1;
+            *(if self.is_held(slot, now) { held } else { waiting }) += 1;
         }
         lanes.into_iter().map(|(lane, (waiting, held))| LaneLoad { lane: lane.to_owned(), waiting, held }).collect()
-    }
-}
-
-impl Slot {
-    fn is_held(&self, now: Timestamp) -> bool {
-        matches!(self.state, State::Held(_, until) if until > now)
     }
 }
 

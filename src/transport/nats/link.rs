@@ -119,7 +119,7 @@ impl Link {
     }
 
     /// How often the connection has been made.
-    fn connects(&self) -> u64 {
+    pub(super) fn connects(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
     }
 

@@ -41,6 +41,8 @@ const DEAD_MAX: usize = 256;
 /// How many of them may stand between items that live.
 const SCATTERED_MAX: usize = 2_048;
 const TROUBLE_PAUSE: Duration = Duration::from_millis(250);
+/// How long somebody who is connected again needs to say that what it holds is held.
+const HOLD_AGAIN: Duration = Duration::from_secs(1);
 /// How often somebody looks for hooks that nobody of this process has to do with, whose items may be past their deadlines.
 const DISCOVER_EVERY: Duration = Duration::from_secs(60);
 /// A hook of another station is forgotten when nobody has asked for it for so long.
@@ -268,8 +270,12 @@ impl Queue for NatsQueue {
             }
             Ok(published) => {
                 let _ = handle.asks.send(Ask::Pushed(published.seq, label, item.body)).await;
-                self.append(announce.into_iter().collect()).await?;
-                Ok(Pushed::New)
+                match self.append(announce.into_iter().collect()).await {
+                    Ok(()) => Ok(Pushed::New),
+                    // The hook has it: whoever takes this for "nothing was done" would make a second one.
+                    Err(Error::Unreachable(reason)) => Err(Error::Unanswered(reason)),
+                    Err(error) => Err(error),
+                }
             }
             Err(error) => {
                 let _ = handle.asks.send(Ask::Abandoned).await;
@@ -380,6 +386,8 @@ struct Open {
     dead: Vec<u64>,
     /// An operation may have landed that was not heard of.
     doubtful: bool,
+    /// How often the connection had been made when it was looked at last.
+    connects: u64,
     used: Instant,
 }
 
@@ -389,6 +397,7 @@ impl Keeper {
         self.raise();
         loop {
             let now = self.link.now();
+            self.heed_outages(&mut open, now);
             if open.hook.promote(now) {
                 self.raise();
             }
@@ -416,6 +425,7 @@ impl Keeper {
                         batch.push(ask);
                     }
                     open.used = Instant::now();
+                    self.heed_outages(&mut open, self.link.now());
                     self.carry_out(&mut open, batch).await;
                 }
                 () = tokio::time::sleep(timer) => {
@@ -436,6 +446,15 @@ impl Keeper {
 
     fn raise(&self) {
         self.raised.send_modify(|count| *count += 1);
+    }
+
+    /// Nobody could extend a hold while the server was away: the others get as long as it may take them to come back.
+    fn heed_outages(&self, open: &mut Open, now: Timestamp) {
+        let connects = self.link.connects();
+        if connects != open.connects {
+            open.connects = connects;
+            open.hook.spare(now.after(self.link.settings.reconnect_delay_max.get() + HOLD_AGAIN));
+        }
     }
 
     /// Says no to whoever asks, for a while.
@@ -464,6 +483,7 @@ impl Keeper {
 
     async fn try_open(&self) -> Result<Open> {
         let (wire, station) = (&self.link.wire, &self.station);
+        let connects = self.link.connects();
         let stream = hook_stream(&self.link, station).await?;
         let all = wire.hook_all(station);
         let told = wire.told(&all);
@@ -476,6 +496,7 @@ impl Keeper {
             coming: 0,
             dead: Vec::new(),
             doubtful: false,
+            connects,
             used: Instant::now(),
         };
         open.fold(stored);
@@ -715,7 +736,7 @@ impl Draft {
                     self.add(hook, Op::Take { seq, holder: want.holder, until: until(now, want.lease) });
                     grants.extend(hook.grant(seq));
                 }
-                Answer::Grants(grants, hook.next_free(&want.lanes))
+                Answer::Grants(grants, hook.next_free(&want.lanes, now))
             }
             Ask::Expired(holder, lease, limit, _) => {
                 let mut grants = Vec::new();
