@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,7 +29,7 @@ use crate::works::Works;
 
 /// How often works whose time is up are looked after.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
-/// How often the hook is looked at although nobody said that anything changed.
+/// How often the hook, and a work that runs here, is looked at although nobody said that anything changed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const EXPIRED_MAX: usize = 64;
 const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
@@ -63,6 +64,8 @@ struct Running {
     delivery: Delivery,
     definition: Arc<Definition>,
     words: mpsc::Sender<Word>,
+    /// When it was looked at last; it listens besides.
+    looked_at: Instant,
 }
 
 impl Leaf {
@@ -109,18 +112,26 @@ impl Leaf {
         }
     }
 
-    /// Gives running work its grace, then stops it and hands it back. Returns when nothing of it runs.
-    pub async fn drain(&self, grace: Duration) {
+    /// Gives running work its grace, less of it in a hurry, then stops it and hands it back. Returns when nothing of it runs.
+    pub async fn drain(&self, grace: Duration, hurry: &CancellationToken) {
         // Whoever is still taking starts what it took first.
         drop(self.0.taking.lock().await);
-        if tokio::time::timeout(grace, self.idle()).await.is_ok() {
-            return;
+        self.tell_all(&Word::Rest);
+        tokio::select! {
+            () = self.idle() => return,
+            () = tokio::time::sleep(grace) => {}
+            () = hurry.cancelled() => {}
         }
-        for words in self.0.running().values().map(|running| running.words.clone()).collect::<Vec<_>>() {
-            let _ = words.try_send(Word::HandBack);
-        }
+        self.tell_all(&Word::HandBack);
         let patience = self.0.config.lattice.work.kill_after.get() + Duration::from_secs(5);
         let _ = tokio::time::timeout(patience, self.idle()).await;
+    }
+
+    fn tell_all(&self, word: &Word) {
+        let running: Vec<_> = self.0.running().values().map(|running| running.words.clone()).collect();
+        for words in running {
+            let _ = words.try_send(word.clone());
+        }
     }
 
     /// Waits until nothing runs.
@@ -134,12 +145,15 @@ impl Leaf {
         let mut signal = self.0.transport.queue.signal(station);
         let mut changes = self.0.registry.changes();
         let mut freed = self.0.freed.subscribe();
+        // Whoever is told of what comes need not look for it, but now and then.
+        let mut look = true;
         while !cancel.is_cancelled() {
-            let next_at = match self.take().await {
+            let next_at = match self.take(std::mem::take(&mut look)).await {
                 Ok(Some(next_at)) => next_at,
                 Ok(None) => continue,
                 Err(error) => {
                     tracing::error!(%error, "could not take work; trying again");
+                    look = true;
                     Some(now().after(TROUBLE_PAUSE))
                 }
             };
@@ -147,19 +161,20 @@ impl Leaf {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = signal.changed() => {}
-                _ = changes.changed() => {}
+                _ = changes.changed() => look = true,
                 _ = freed.changed() => {}
-                () = tokio::time::sleep(wake) => {}
+                () = tokio::time::sleep(wake) => look = true,
             }
         }
     }
 
     /// Takes as much as there is room for. `None`: something was taken, and there may be more.
-    async fn take(&self) -> Result<Option<Option<Timestamp>>> {
+    async fn take(&self, look: bool) -> Result<Option<Option<Timestamp>>> {
         let (mut some, mut next_at) = (false, None::<Timestamp>);
         // One group after the other, so that an agent with a lane in each keeps to its limit.
         for lanes in self.0.registry.served() {
-            let Some((want, definitions)) = self.want(lanes) else { continue };
+            let Some((mut want, definitions)) = self.want(lanes) else { continue };
+            want.look = look;
             // After a sleep, ours or the machine's, what runs here is held again before anybody could take it for dead.
             if now().since(self.0.held_at()) > want.lease / 2 {
                 match self.hold().await {
@@ -207,6 +222,7 @@ impl Leaf {
             lease: self.0.config.lattice.work.lease.get(),
             accept: self.0.accept.clone(),
             only: self.0.only.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            look: true,
         };
         (!want.lanes.is_empty()).then_some((want, definitions))
     }
@@ -216,7 +232,10 @@ impl Leaf {
         let delivery = taken.delivery.clone();
         let id = delivery.id;
         // An earlier attempt of ours that lost its hold makes way.
-        let earlier = self.0.running().insert(id, Running { delivery: delivery.clone(), definition: definition.clone(), words });
+        let earlier = self
+            .0
+            .running()
+            .insert(id, Running { delivery: delivery.clone(), definition: definition.clone(), words, looked_at: Instant::now() });
         if let Some(earlier) = earlier {
             let _ = earlier.words.try_send(Word::Lost);
         }
@@ -283,8 +302,16 @@ impl Leaf {
     }
 
     async fn look_again(&self) -> Result<()> {
-        let running: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
-        for delivery in running {
+        let due: Vec<Delivery> = {
+            let mut running = self.0.running();
+            let due = running.values_mut().filter(|running| running.looked_at.elapsed() >= LOOK_EVERY);
+            due.map(|running| {
+                running.looked_at = Instant::now();
+                running.delivery.clone()
+            })
+            .collect()
+        };
+        for delivery in due {
             if let Some(work) = self.0.works.get(delivery.id).await? {
                 self.tell(&delivery, Word::Stands(work));
             }

@@ -84,7 +84,9 @@ impl Opening {
 const VERSION: i64 = 1;
 const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(100);
+/// How often a process that hardly ever reads the store takes in what the log says.
+const SELDOM: Duration = Duration::from_secs(60);
 const PRUNE_BATCH: u32 = 500;
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -131,14 +133,16 @@ impl Runs {
         Opening::begin(dir).finish(log)
     }
 
-    /// Folds what the log says into the store until cancelled, and drops the oldest runs once they settled `max_age` ago.
-    pub async fn keep(&self, max_age: Duration, cancel: CancellationToken) {
+    /// Folds what the log says into the store until cancelled, and drops the oldest runs once they settled `max_age` ago. Whoever
+    /// reads catches up first: `seldom` is for a process that hardly ever does.
+    pub async fn keep(&self, max_age: Duration, seldom: bool, cancel: CancellationToken) {
         let fold = async {
             loop {
-                if let Err(error) = self.fold_on().await {
+                let folded = if seldom { self.catch_up().await } else { self.fold_on().await };
+                if let Err(error) = folded {
                     tracing::warn!(%error, "the run store fell behind the log; trying again");
                 }
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(if seldom { SELDOM } else { Duration::from_secs(1) }).await;
             }
         };
         let prune = async {

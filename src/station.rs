@@ -156,6 +156,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Cancelled first: take no more work.
     taking: CancellationToken,
+    /// Cancelled when running work gets no more grace.
+    hurry: CancellationToken,
     /// Cancelled when all work has ended.
     living: CancellationToken,
 }
@@ -335,7 +337,20 @@ impl Station {
             }
         };
         let (taking, living) = (CancellationToken::new(), CancellationToken::new());
-        Ok(Self(Arc::new(Inner { setting, store, link, dispatcher, registry, runs, leaf, woken: OnceCell::new(), tasks, taking, living })))
+        Ok(Self(Arc::new(Inner {
+            setting,
+            store,
+            link,
+            dispatcher,
+            registry,
+            runs,
+            leaf,
+            woken: OnceCell::new(),
+            tasks,
+            taking,
+            living,
+            hurry: CancellationToken::new(),
+        })))
     }
 
     /// The verbs.
@@ -366,7 +381,8 @@ impl Station {
         }
         tolerate(registry.load().await)?;
         let max_age = inner.setting.config.lattice.storage.runs_max_age.get();
-        inner.tasks.spawn(async move { runs.keep(max_age, living).await });
+        let seldom = inner.setting.runs_only && inner.link.is_some();
+        inner.tasks.spawn(async move { runs.keep(max_age, seldom, living).await });
         let living = inner.living.clone();
         let Some((leaf, runners)) = inner.leaf.clone() else {
             inner.tasks.spawn(async move { registry.observe(living).await });
@@ -435,7 +451,7 @@ impl Station {
         let inner = &self.0;
         inner.taking.cancel();
         if let Some((leaf, _)) = &inner.leaf {
-            leaf.drain(inner.setting.config.lattice.work.grace.get()).await;
+            leaf.drain(inner.setting.config.lattice.work.grace.get(), &inner.hurry).await;
         }
         inner.living.cancel();
         inner.tasks.close();
@@ -447,6 +463,11 @@ impl Station {
         }
         let store = inner.store.clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+
+    /// Leaves running work no more grace.
+    pub fn hurry(&self) {
+        self.0.hurry.cancel();
     }
 
     /// Kills every program that runs for this process, at once.
@@ -563,10 +584,14 @@ async fn listen(station: &Station, bound: http::Bound, stop: CancellationToken) 
     Ok(bound.serve(parts).await?)
 }
 
-/// Cancels `stop` at the first signal, and leaves at once at a second one.
+/// Cancels `stop` at the first signal, and leaves at once at a second one. A client that has ended the input and then sends a signal
+/// kills next: what runs is handed back before that.
 pub async fn heed_signals(station: Station, stop: CancellationToken) {
     let Some(mut signals) = Signals::new() else { return };
     signals.next().await;
+    if stop.is_cancelled() {
+        station.hurry();
+    }
     stop.cancel();
     signals.next().await;
     station.kill();

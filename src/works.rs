@@ -4,8 +4,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::model::event::{Event, Side};
 use crate::model::id::WorkId;
@@ -66,7 +68,24 @@ impl Works {
     pub async fn follow(&self, id: WorkId) -> Result<Option<Following>> {
         let (entries, follow) = self.log.replay(Filter::Work(id)).await?;
         let events: Vec<Event> = entries.iter().filter_map(event_of).collect();
-        Ok(Work::fold(&events).map(|work| Following { follow, work, works: self.clone() }))
+        Ok(Work::fold(&events).map(|work| Following { follow, work, works: Some(self.clone()) }))
+    }
+
+    /// As `follow`, for a work that has just begun: with what this process has heard of it, as soon as that is enough, and the rest
+    /// soon after it.
+    pub async fn follow_young(&self, id: WorkId, patience: Duration, enough: impl Fn(&Work) -> bool) -> Result<Option<Following>> {
+        let Some((entries, mut follow)) = self.log.lately(Filter::Work(id)).await? else { return self.follow(id).await };
+        let mut events: Vec<Event> = entries.iter().filter_map(event_of).collect();
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(work) = Work::fold(&events).filter(&enough) {
+                return Ok(Some(Following { follow, work, works: None }));
+            }
+            match tokio::time::timeout_at(until, follow.next()).await {
+                Ok(Ok(more)) => events.extend(more.iter().filter_map(event_of)),
+                Ok(Err(_)) | Err(_) => return self.follow(id).await,
+            }
+        }
     }
 
     /// The settled work, if it is remembered.
@@ -95,13 +114,17 @@ impl Works {
 pub struct Following {
     follow: Box<dyn Follow>,
     work: Work,
-    works: Works,
+    /// Where the work is remembered, if nothing of it may be missing here.
+    works: Option<Works>,
 }
 
 impl Following {
     /// The work as it was last seen.
     pub fn work(&self) -> Arc<Work> {
-        self.works.remember(self.work.clone())
+        match &self.works {
+            Some(works) => works.remember(self.work.clone()),
+            None => Arc::new(self.work.clone()),
+        }
     }
 
     /// Waits for the next events that count; gives them, and the work after them. Dropping the future loses nothing.

@@ -11,8 +11,13 @@ use super::{Dispatcher, Error, Result, is_away};
 use crate::model::event::Event;
 use crate::model::id::WorkId;
 use crate::model::work::{Status, Work};
+use crate::telemetry::now;
 use crate::works::Following;
 
+/// A work of which this process may have heard all that there is.
+const YOUNG: Duration = Duration::from_secs(2);
+/// How long it waits to hear of what it has just said itself.
+const YOUNG_PATIENCE: Duration = Duration::from_millis(400);
 /// How often a server that is away is asked again on behalf of whoever waits.
 const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -115,7 +120,11 @@ impl Dispatcher {
         if let Some(settled) = self.0.works.recall(id) {
             return Ok((settled, None));
         }
-        match self.0.works.follow(id).await? {
+        let following = match now().since(id.made_at()) {
+            age if age < YOUNG => self.0.works.follow_young(id, YOUNG_PATIENCE, |work| work.assignment.is_some()).await?,
+            _ => self.0.works.follow(id).await?,
+        };
+        match following {
             Some(following) => {
                 let work = following.work();
                 let following = (!work.status.is_settled()).then_some(following);

@@ -6,8 +6,8 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
-use http::Method;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
+use http::{Method, StatusCode};
 use rmcp::ServerHandler;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
@@ -103,6 +103,11 @@ impl<S: ServerHandler> Mcp<S> {
         if let Some(id) = ended {
             drop(open);
             self.sessions.forget(&id);
+            // It is over, not merely taken note of: clients take 202 for a failure.
+            let mut response = response;
+            if response.status() == StatusCode::ACCEPTED {
+                *response.status_mut() = StatusCode::NO_CONTENT;
+            }
             return Ok(response);
         }
         let (from_before, id) = (session.is_some(), session.or_else(|| text(response.headers(), &SESSION_ID)));

@@ -36,6 +36,8 @@ pub(super) enum Word {
     Stands(Arc<Work>),
     /// A later attempt holds the work.
     Lost,
+    /// The station stops soon: what only waits for an answer can wait elsewhere.
+    Rest,
     /// The station stops.
     HandBack,
 }
@@ -193,8 +195,15 @@ impl Attempt<'_> {
     /// The attempt stands on the log; what else stands there, and what comes after it? Whoever came first, wins.
     async fn accepted(&self) -> Result<Following> {
         let (works, id) = (&self.leaf.works, self.delivery.id);
-        let stands =
-            |work: &Work| work.assignment.is_some() && work.attempts.last().is_some_and(|last| last.number >= self.delivery.attempt);
+        let has_order = |work: &Work| work.assignment.is_some();
+        let stands = |work: &Work| has_order(work) && work.attempts.last().is_some_and(|last| last.number >= self.delivery.attempt);
+        // Nobody has had it before: its taking stands on the hook, and what is said of it from here on is heard while it runs.
+        if self.delivery.attempt == 1
+            && let Some(following) = self.retrying(|| works.follow_young(id, ORDER_WAIT, has_order)).await?
+            && has_order(&following.work())
+        {
+            return Ok(following);
+        }
         let until = Instant::now() + ORDER_WAIT;
         loop {
             if let Some(mut following) = self.retrying(|| works.follow(id)).await? {
@@ -389,6 +398,8 @@ struct Watch<'a> {
     waited: Duration,
     silence: Duration,
     heard_at: Instant,
+    /// Whether the station stops.
+    rests: bool,
 }
 
 impl<'a> Watch<'a> {
@@ -407,6 +418,7 @@ impl<'a> Watch<'a> {
             waited: work.waited(now()),
             silence: silence.map_or(Duration::MAX, Span::get),
             heard_at: Instant::now(),
+            rests: false,
         }
     }
 
@@ -493,6 +505,10 @@ impl<'a> Watch<'a> {
         match word {
             Word::Stands(work) => self.heed(&work).await?,
             Word::Lost => self.end(Why::Lost),
+            Word::Rest => {
+                self.rests = true;
+                self.rest();
+            }
             Word::HandBack => self.end(Why::HandBack),
         }
         Ok(())
@@ -540,10 +556,18 @@ impl<'a> Watch<'a> {
         self.attempt.append(vec![self.attempt.record(kind)]).await
     }
 
+    fn rest(&mut self) {
+        if self.rests && self.waiting.is_some() {
+            self.end(Why::HandBack);
+        }
+    }
+
     /// While a question is open the clocks stand still, and the item's deadline is the answer's.
     async fn wait_for_answer(&mut self) -> Result<()> {
         self.waiting.get_or_insert_with(now);
-        self.extend(now().after(self.answer_timeout())).await
+        self.extend(now().after(self.answer_timeout())).await?;
+        self.rest();
+        Ok(())
     }
 
     fn answer_timeout(&self) -> Duration {

@@ -226,6 +226,8 @@ pub struct Attempt {
     pub started_at: Timestamp,
     /// Why it ended, when it did without settling the work.
     pub ended: Option<Failure>,
+    /// Whether all that it does is wait for an answer.
+    pub waits: bool,
 }
 
 /// A question and its answer.
@@ -391,8 +393,9 @@ impl Work {
 
     /// How many attempts count against the limit, the one that runs not included.
     pub fn attempts_burnt(&self, running: u32) -> u32 {
-        let burnt =
-            |attempt: &&Attempt| attempt.number < running && attempt.ended.as_ref().is_none_or(|failure| failure.kind.burns_attempt());
+        // Whose process dies while it waits for somebody has failed at nothing.
+        let burns = |attempt: &Attempt| attempt.ended.as_ref().map_or(!attempt.waits, |failure| failure.kind.burns_attempt());
+        let burnt = |attempt: &&Attempt| attempt.number < running && burns(attempt);
         u32::try_from(self.attempts.iter().filter(burnt).count()).unwrap_or(u32::MAX)
     }
 
@@ -426,9 +429,11 @@ impl Work {
                 instance: event.instance,
                 started_at: event.at,
                 ended: None,
+                waits: false,
             };
             self.attempts.insert(at, begun);
         }
+        self.attempts[at].waits = matches!(event.kind, Kind::Escalate(_));
         match &event.kind {
             Kind::Retrying { failure, .. } => self.attempts[at].ended = Some(failure.clone()),
             Kind::Escalate(ask) if ask.parked => {
@@ -483,6 +488,7 @@ impl Work {
                     Some(known) if known.answer.is_none() => {
                         known.answer = Some(answer.clone());
                         known.answered_at = Some(event.at);
+                        self.attempts.iter_mut().for_each(|attempt| attempt.waits = false);
                     }
                     _ => return false,
                 }

@@ -440,6 +440,17 @@ impl Log for Mesh {
         Ok((entries, self.follow(filter, after).await?))
     }
 
+    async fn lately(&self, filter: Filter) -> Result<Option<(Vec<Entry>, Box<dyn Follow>)>> {
+        let Filter::Work(id) = filter else { return Ok(None) };
+        if self.is_local(id).await? {
+            return Ok(None);
+        }
+        let Some((mut entries, inner)) = self.far()?.log.lately(filter).await? else { return Ok(None) };
+        let mut at = Both::default();
+        at.mark_far(&mut entries);
+        Ok(Some((entries, Box::new(One { inner, side: Side::Far, at }))))
+    }
+
     async fn head(&self) -> Result<Position> {
         let local = self.local.log.head().await?.0;
         let far = match self.far() {

@@ -147,6 +147,12 @@ pub trait Log: Send + Sync {
     /// Everything that is there, and a reader of what comes after it; nothing is skipped or repeated. For filters with few entries.
     async fn replay(&self, filter: Filter) -> Result<(Vec<Entry>, Box<dyn Follow>)>;
 
+    /// As `replay`, without a look at what is there: what was heard of late, and a reader that soon gives whatever is missing. None
+    /// where a look costs nothing.
+    async fn lately(&self, _: Filter) -> Result<Option<(Vec<Entry>, Box<dyn Follow>)>> {
+        Ok(None)
+    }
+
     /// The last entry's position, as of all processes now.
     async fn head(&self) -> Result<Position>;
 }
@@ -221,6 +227,8 @@ pub struct Want {
     pub accept: Accept,
     /// Nothing but these items, if given.
     pub only: Option<Vec<WorkId>>,
+    /// Whether to look for items that nobody has told this process of yet, when it knows of none.
+    pub look: bool,
 }
 
 /// Makes the record of a taking; after a crash an item may be held without it, never the record stand without a taking.

@@ -83,6 +83,10 @@ impl Station {
     async fn work(&self, agent: &str) -> (Value, i64) {
         let id = self.client.assign(agent, "hello").await;
         let work = self.client.settled(&id).await;
+        // Assigned by the old time, and judged by the new.
+        if work["status"] != "COMPLETE" {
+            return (work["status"].clone(), i64::MAX);
+        }
         let (history, _) = self.ask(&["work", &id]).await;
         (work["status"].clone(), furthest(&history, machine_ms()))
     }

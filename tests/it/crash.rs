@@ -304,3 +304,79 @@ async fn nothing_is_lost_or_settled_twice_whoever_is_killed_whenever() {
     let last = clients.pop().unwrap();
     reaches(&last, acknowledged.keys().next().unwrap(), "COMPLETE").await;
 }
+
+/// An agent that asks, and says each time that it has been started.
+fn asker(place: &Place) {
+    let script = "echo $$ >> started\nread -r work\necho '::lattice {\"escalate\": {\"reason\": \"which colour?\"}}'\nread -r answer\nprintf 'it is %s' \"$answer\"\n";
+    std::fs::write(place.agents.path().join("asker.sh"), script).unwrap();
+    let front = "name: asker\ndescription: asks\nrunner: { kind: command, interactive: true, command: [sh, asker.sh] }\nlimits: { max_attempts: 2 }";
+    std::fs::write(place.agents.path().join("asker.md"), format!("---\n{front}\n---\n")).unwrap();
+}
+
+async fn asks_again(place: &Place, client: &Client, id: &str, times: usize) {
+    eventually("it asks again", async || {
+        let work = client.call("check_work", json!({"work_id": id})).await;
+        let work = work["works"].get(0).cloned().unwrap_or(work);
+        (place.file("started").lines().count() == times && work["status"] == "ESCALATED" && work["attempt"] == times).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_killed_while_it_waits_for_an_answer_has_failed_at_nothing() {
+    let place = Place::new();
+    asker(&place);
+    let quick = [QUICK[0]];
+    let mut client = place.client_with(&quick).await;
+    let id = client.assign("asker", "x").await;
+    for times in 1..=4 {
+        asks_again(&place, &client, &id, times).await;
+        kill(client).await;
+        client = place.client_with(&quick).await;
+    }
+    asks_again(&place, &client, &id, 5).await;
+    client.call("answer_work", json!({"work_id": id, "answer": "blue"})).await;
+    let work = client.settled(&id).await;
+    assert!(work["status"] == "COMPLETE" && work["result"].to_string().contains("blue"), "{work}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_an_answer_gets_no_grace_when_the_station_stops() {
+    let place = Place::new();
+    asker(&place);
+    let client = place.client_with(&[("LATTICE_WORK_GRACE", "10m")]).await;
+    let id = client.assign("asker", "x").await;
+    asks_again(&place, &client, &id, 1).await;
+    client.hang_up().await;
+    let mut client = client;
+    assert!(client.child.wait().await.unwrap().success());
+    let again = place.client().await;
+    asks_again(&place, &again, &id, 2).await;
+    again.call("answer_work", json!({"work_id": id, "answer": "blue"})).await;
+    let result = again.settled(&id).await["result"].to_string();
+    assert!(result.contains("it is") && result.contains("blue"), "{result}");
+}
+
+/// Clients close the input, then send TERM, then kill.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_after_the_end_of_the_input_hands_back_at_once() {
+    let place = Place::new();
+    asker(&place);
+    place.agent(
+        "slow",
+        "limits: { max_attempts: 1 }",
+        "echo x >> slow; [ $LATTICE_ATTEMPT -ge 2 ] || sleep 300; echo attempt $LATTICE_ATTEMPT",
+    );
+    let mut client = place.client_with(&[("LATTICE_WORK_GRACE", "10m")]).await;
+    let id = client.assign("slow", "x").await;
+    eventually("it starts", async || (place.file("slow").lines().count() == 1).then_some(())).await;
+    let asks = client.assign("asker", "x").await;
+    asks_again(&place, &client, &asks, 1).await;
+    client.hang_up().await;
+    // What waits is handed back as soon as the end of the input is heard.
+    let other = place.client().await;
+    asks_again(&place, &other, &asks, 2).await;
+    signal(client.pid(), "TERM");
+    assert!(client.child.wait().await.unwrap().success());
+    assert_eq!(other.settled(&id).await["result"], "attempt 2");
+}

@@ -351,7 +351,7 @@ async fn a_session_outlives_a_restart_and_ends_with_delete() {
     assert_eq!(text_of(&answer), "Session");
     assert_eq!(table.rows(), 1);
 
-    assert_eq!(Ask::new("DELETE", "/mcp").with("Mcp-Session-Id", &id).at(door.at).await.status(), 202);
+    assert_eq!(Ask::new("DELETE", "/mcp").with("Mcp-Session-Id", &id).at(door.at).await.status(), 204);
     assert_eq!(table.rows(), 0);
     let gone = in_session(&call(3, "kind", &json!({})), &id).at(door.at).await;
     assert_eq!(gone.status(), 404);

@@ -405,7 +405,7 @@ async fn a_task_of_any_characters_and_a_megabyte_arrives_whole() {
 async fn a_result_of_a_hundred_megabytes_is_kept_whole_and_read_in_parts() {
     let place = Place::new();
     place.agent("huge", "", "i=0; awk 'BEGIN { for (i = 1; i <= 1000000; i++) printf \"line %07d %s\\n\", i, \"0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567\" }'");
-    let client = place.client().await;
+    let client = place.client_with(&[("LATTICE_RESULTS_SEARCH_TIMEOUT", "60s")]).await;
     let before = resident_kib(client.pid());
     let id = client.assign("huge", "x").await;
     let work = client.settled(&id).await;

@@ -79,6 +79,7 @@ pub(crate) fn want(lanes: &[(&str, u32)], room: u32) -> Want {
         lease: LEASE,
         accept: Accept::default(),
         only: None,
+        look: true,
     }
 }
 
@@ -143,6 +144,7 @@ macro_rules! contract {
                     another_process_sees_an_append_within_50_ms
                     the_head_counts_every_process
                     the_log_survives_a_restart
+                    who_begins_with_what_was_heard_lately_gets_everything_once
                 }
                 queue {
                     the_most_urgent_goes_first_and_among_equals_the_older

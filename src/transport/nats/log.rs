@@ -150,7 +150,7 @@ impl NatsLog {
         let wire = &self.link.wire;
         let said = self.link.client.subscribe(wire.told(&wire.filter(Filter::AllWork))).await;
         let said = said.map_err(|error| self.stream.explain(Fault::Silent(error.to_string())))?;
-        let new = Arc::new(Told::new(said, self.stream.name.clone(), wire.clone(), &self.link.background));
+        let new = Arc::new(Told::new(said, self.stream.name.clone(), &self.link));
         *told = Some(Arc::clone(&new));
         Ok(new)
     }
@@ -201,6 +201,13 @@ impl Log for NatsLog {
         let stored = follower.tail.all().await?;
         let entries = self.entries(stored, filter).await?;
         Ok((entries, Box::new(follower)))
+    }
+
+    async fn lately(&self, filter: Filter) -> Result<Option<(Vec<Entry>, Box<dyn Follow>)>> {
+        let Filter::Work(id) = filter else { return Ok(None) };
+        let (stored, tail) = self.stream.tail_lately(self.link.wire.filter(filter), self.told().await?, id);
+        let entries = self.entries(stored, filter).await?;
+        Ok(Some((entries, Box::new(Follower { tail, log: self.clone(), filter, unread: Vec::new() }))))
     }
 
     async fn head(&self) -> Result<Position> {

@@ -803,7 +803,7 @@ impl Ask {
             Self::Settle(delivery, _) | Self::Holds(delivery, _) | Self::Release(delivery, ..) => hook.of(delivery).is_none(),
             Self::Extend(held, ..) => held.iter().any(|delivery| hook.of(delivery).is_none()),
             Self::Load(_) => true,
-            Self::Take(want, _) => want.room > 0 && !hook.has_ready(want),
+            Self::Take(want, _) => want.look && want.room > 0 && !hook.has_ready(want),
             Self::Expired(..) | Self::Pushed(..) | Self::Abandoned => false,
         }
     }

@@ -465,6 +465,18 @@ impl Stream {
         self.tail_of(filter, Source::Shared { told, work, heard }, after, work.is_none(), interruptions)
     }
 
+    /// What others have heard of a work lately, and a reader that looks at the stream only after a while.
+    pub(super) fn tail_lately(self: &Arc<Self>, filter: String, told: Arc<Told>, work: WorkId) -> (Vec<Stored>, Tail) {
+        let mut interruptions = self.link.interruptions.clone();
+        interruptions.mark_unchanged();
+        let (lately, heard) = told.listen_lately(work);
+        let mut tail = self.tail_of(filter, Source::Shared { told, work: Some(work), heard }, 0, false, interruptions);
+        tail.seen = lately.iter().map(|stored| stored.seq).collect();
+        tail.looks = 1;
+        tail.put_off();
+        (lately, tail)
+    }
+
     fn tail_of(self: &Arc<Self>, filter: String, told: Source, after: u64, whole: bool, interruptions: watch::Receiver<u64>) -> Tail {
         Tail {
             stream: Arc::clone(self),
@@ -664,11 +676,15 @@ impl Tail {
         self.seen = self.seen.split_off(&(self.at + 1));
         self.due = Instant::now();
         if whole {
-            let wait = LOOKS[self.looks.min(LOOKS.len() - 1)];
-            self.looks += 1;
-            self.due += wait + wait.mul_f64(0.25 * rand_unit());
+            self.put_off();
         }
         Ok((found, whole))
+    }
+
+    fn put_off(&mut self) {
+        let wait = LOOKS[self.looks.min(LOOKS.len() - 1)];
+        self.looks += 1;
+        self.due = Instant::now() + wait + wait.mul_f64(0.25 * rand_unit());
     }
 }
 

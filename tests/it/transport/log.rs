@@ -259,3 +259,24 @@ pub(crate) async fn the_log_survives_a_restart(fixture: &mut impl Fixture) {
     assert_eq!(bodies(&got), ["a", "b", "c"]);
     assert_eq!(got.iter().map(|entry| entry.position).collect::<HashSet<_>>().len(), 3);
 }
+
+pub(crate) async fn who_begins_with_what_was_heard_lately_gets_everything_once(fixture: &mut impl Fixture) {
+    let (t, second) = (fixture.transport(), fixture.second().await);
+    let id = work();
+    // Whoever has never listened has heard of nothing yet; whoever has, of something.
+    for round in 0..3 {
+        let (a, b) = (format!("{round}a"), format!("{round}b"));
+        t.log.append(vec![status(id, a.clone())]).await.unwrap();
+        second.log.append(vec![response(id, b.clone())]).await.unwrap();
+        let known: Vec<String> = bodies(&everything(&t, Filter::Work(id)).await);
+        for reader in [&t, &second] {
+            // A transport whose look costs nothing has no need of this.
+            let Some((mut entries, mut follow)) = reader.log.lately(Filter::Work(id)).await.unwrap() else { return };
+            while entries.len() < known.len() {
+                entries.extend(within(follow.next()).await.unwrap());
+            }
+            entries.sort_by_key(|entry| entry.position);
+            assert_eq!(bodies(&entries), known, "round {round}");
+        }
+    }
+}
