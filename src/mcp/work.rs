@@ -21,7 +21,7 @@ use crate::telemetry::now;
 /// How long a cancelled program has, beyond the time between TERM and KILL, until its stop is confirmed.
 const CONFIRM: Span = Span::secs(3);
 /// How many works of each kind are looked at to show what there is.
-const SHOWN_MAX: u32 = 20;
+const SHOWN_MAX: u32 = 12;
 
 /// The schema of a report on one work, with further properties.
 pub(super) fn report_schema(further: Value) -> Value {

@@ -154,3 +154,99 @@ fn below(db: &Connection, run: &RunId, shown: u32) -> rusqlite::Result<(Outlook,
     unsettled.truncate(shown as usize);
     Ok((Outlook { counts, asking, open: unsettled, news: 0, settled, elsewhere: 0 }, upto))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::model::owner::{Principal, Workspace};
+    use crate::runs::{SCHEMA, connect};
+
+    const SETTLED: i64 = 100_000;
+
+    fn owner() -> Owner {
+        Owner::of(Principal::User, &Workspace::Named("mine"))
+    }
+
+    /// So many settled works, and 500 of each kind that is open, as the fold writes them.
+    fn fill(db: &Connection, settled: i64) {
+        let rows = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+             INSERT INTO runs (work, run, root, origin, target, trace, agent, task, status, label, event, assigned_at, settled_at, attempt,
+                               dead, seen, owner, settled_no)
+             SELECT unhex(printf('%016x%016x', ?5, i)), printf('00000000-0000-7000-8000-%012x-%d', i, ?5),
+                    printf('00000000-0000-7000-8000-%012x', i), 'here', 'here', '', 'worker', 'a task', ?2, ?3, 'WORK', i,
+                    iif(?4, i, NULL), 1, 0, i, ?6, iif(?4, i, NULL) FROM n";
+        let mark = r#"{"attempt":1,"answered":0,"cancelling":false}"#;
+        let open = [
+            (format!("{{\"Pending\":{mark}}}"), "PENDING"),
+            (format!("{{\"Accepted\":{mark}}}"), "ACCEPTED"),
+            (format!("{{\"Escalated\":{{\"mark\":{mark},\"ask\":1,\"parked\":false}}}}"), "ESCALATED"),
+        ];
+        let mine = owner();
+        db.execute(rows, params![settled, "\"Complete\"", "COMPLETE", true, 1, mine.as_str()]).unwrap();
+        for (place, (status, label)) in (2..).zip(&open) {
+            db.execute(rows, params![500, status, label, false, place, mine.as_str()]).unwrap();
+        }
+        db.execute(rows, params![7, open[0].0, "PENDING", false, 9, "somebody else"]).unwrap();
+    }
+
+    fn opened(dir: &Path) -> Connection {
+        let (db, version) = connect(&dir.join("runs.db")).unwrap();
+        version.unwrap();
+        db
+    }
+
+    #[test]
+    fn an_outlook_over_100_000_settled_works_is_led_by_indexes() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = opened(dir.path());
+        fill(&db, SETTLED);
+        let scope = Scope::Of(Some(owner()));
+        let mut took = Vec::new();
+        for _ in 0..21 {
+            let began = Instant::now();
+            let (outlook, upto, before) = scope.look(&db, 12).unwrap();
+            took.push(began.elapsed());
+            assert_eq!((upto, before, outlook.news), (SETTLED, 0, SETTLED as u64));
+            assert_eq!((outlook.outstanding(), outlook.elsewhere), (1500, 7));
+            assert_eq!((outlook.asking.len(), outlook.open.len(), outlook.settled.len()), (12, 12, 12));
+            assert!(outlook.asking[0].local_number < outlook.asking[1].local_number, "who waits for longest comes first");
+            assert!(outlook.open[0].local_number > outlook.open[1].local_number, "the most recent comes first");
+            assert!(outlook.settled[0].settled_at > outlook.settled[1].settled_at, "what settled last comes first");
+        }
+        took.sort();
+        println!("an outlook over {SETTLED} settled and 1507 open works: median {:?}, worst {:?}", took[10], took[20]);
+        for sql in [
+            "SELECT label, count(*) FROM runs WHERE settled_at IS NULL AND owner IS ?1 GROUP BY label",
+            "SELECT max(settled_no) FROM runs WHERE settled_no IS NOT NULL AND owner IS ?1",
+            "SELECT task FROM runs WHERE owner IS ?1 AND settled_no IS NOT NULL ORDER BY settled_no DESC LIMIT 20",
+            "SELECT task FROM runs WHERE owner IS ?1 AND settled_at IS NULL AND label = 'ESCALATED' ORDER BY local LIMIT 20",
+        ] {
+            let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let steps: Vec<String> = plan.query_map(params!["x"], |row| row.get(3)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+            assert!(steps.iter().all(|step| step.starts_with("SEARCH") && step.contains("INDEX runs_owner_")), "{sql}: {steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_store_of_the_first_version_learns_who_owns_what() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Connection::open(dir.path().join("runs.db")).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        let row = "INSERT INTO runs (work, run, root, origin, target, trace, agent, task, status, event, assigned_at, attempt, dead, seen)
+             VALUES (randomblob(16), 'r', 'r', 'here', 'here', '', 'worker', 'a task', ?1, 'WORK', 1, 1, 0, 1)";
+        for status in
+            [r#"{"Pending":{}}"#, r#"{"Accepted":{}}"#, r#"{"Escalated":{"mark":{}}}"#, "\"Complete\"", "\"Failed\"", "\"Cancelled\""]
+        {
+            old.execute(row, params![status]).unwrap();
+        }
+        drop(old);
+        let db = opened(dir.path());
+        let mut query = db.prepare("SELECT label FROM runs ORDER BY local").unwrap();
+        let labels: Vec<String> = query.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+        assert_eq!(labels, ["PENDING", "ACCEPTED", "ESCALATED", "COMPLETE", "FAILED", "CANCELLED"]);
+    }
+}
