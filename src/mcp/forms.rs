@@ -45,10 +45,10 @@ pub(super) struct Asked {
 }
 
 /// What a newer client brings back.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct State {
     /// The question that its form was for.
-    asked: Option<Asked>,
+    asked: Asked,
     /// Questions that a person has declined to answer since the first try.
     declined: Vec<Asked>,
 }
@@ -125,7 +125,7 @@ impl Server {
                 format!("requestState is not what this server gave for this very request and caller ({error}); call again without it");
             refuse(&text)
         })?;
-        let State { asked: Some(asked), mut declined } = opened else { return Ok(opened.declined) };
+        let State { asked, mut declined } = opened;
         let Some(response) = responses.get(&asked.key()) else {
             return Err(refuse(&format!("inputResponses lacks {:?}, which the form was for", asked.key())));
         };
@@ -143,7 +143,7 @@ impl Server {
     pub(super) async fn form_result(&self, call: &Call, work: &Work, ask: &Ask, mut declined: Vec<Asked>) -> Result<Response, Problem> {
         let asked = Asked { work_id: work.work_id, ask: ask.ask };
         declined.truncate(DECLINED_MAX);
-        let state = State { asked: Some(asked), declined };
+        let state = State { asked, declined };
         let binding = self.binding(call);
         let ttl = self.dispatcher().config().lattice.work.answer_timeout.get();
         let options = SealOptions::new().associated_data(&binding).ttl(ttl);

@@ -17,8 +17,9 @@ use super::problem::Problem;
 use super::server::Server;
 use super::work::report_schema;
 use crate::dispatcher::Mode;
-use crate::model::event::{Event, Kind};
+use crate::model::event::{Ask, Event, Kind};
 use crate::model::id::WorkId;
+use crate::model::time::Timestamp;
 use crate::model::work::Work;
 use crate::telemetry::now;
 
@@ -60,47 +61,12 @@ impl Server {
             ));
         }
         let wait = Wait { ids, list, mode };
-        let mut declined = match self.resume(&mut call).await {
+        let declined = match self.resume(&mut call).await {
             Ok(declined) => declined,
             Err(response) => return Ok(response),
         };
-        let way = self.way(&call);
-        let mut until = Instant::now() + patience;
-        let mut in_line = call.takes_tasks().then(|| Instant::now() + limits.task_after.get());
-        let mut note = None;
-        loop {
-            let for_person = |works: &[Arc<Work>]| way.and_then(|_| question_of_person(works, &declined));
-            let this_far = in_line.map_or(until, |in_line| in_line.min(until));
-            let works = self.wait(&wait, this_far, &call, &|works| mode.is_over(works) || for_person(works).is_some()).await?;
-            let Some((work, asked)) = for_person(&works) else {
-                if in_line.take().is_some() && !mode.is_over(&works) && Instant::now() < until && !call.ct.is_cancelled() {
-                    let ends = asked_for.map(|_| now().after(until.saturating_duration_since(Instant::now())));
-                    match self.begin_task(&call.caller(&self.connection().caller), &wait, ends, declined.clone()).await {
-                        Ok(task) => return Ok(task.into()),
-                        // Then it waits in line to the end.
-                        Err(error) => tracing::warn!(%error, "a wait could not become a task"),
-                    }
-                    continue;
-                }
-                return Ok(self.waited(&wait, &works, note, call.takes_links()).into());
-            };
-            let Some((_, ask)) = Asked::open(&work) else { continue };
-            if way == Some(Way::Retry) {
-                return self.form_result(&call, &work, ask, declined).await;
-            }
-            let shown = Instant::now();
-            let came = self.elicit(&call, &work, ask).await?;
-            // A person takes their time; what is waited for is the work.
-            until += shown.elapsed();
-            if let Some(text) = forms::no_answer(&came) {
-                note = Some(text);
-                declined.push(asked);
-            }
-            if call.ct.is_cancelled() {
-                let works = self.check_all(&wait.ids).await?;
-                return Ok(self.waited(&wait, &works, note, call.takes_links()).into());
-            }
-        }
+        let ends = asked_for.map(|_| now().after(patience));
+        self.wait_in_line(&call, &wait, patience, ends, declined).await
     }
 }
 
@@ -113,14 +79,55 @@ pub(super) struct Wait {
 }
 
 /// The first question that waits for a person who has not declined to answer it.
-fn question_of_person(works: &[Arc<Work>], declined: &[Asked]) -> Option<(Arc<Work>, Asked)> {
+fn question_of_person(works: &[Arc<Work>], declined: &[Asked]) -> Option<(Arc<Work>, Ask)> {
     works.iter().find_map(|work| {
-        let (asked, _) = Asked::of_person(work)?;
-        (!declined.contains(&asked)).then(|| (work.clone(), asked))
+        let (asked, ask) = Asked::of_person(work)?;
+        (!declined.contains(&asked)).then(|| (work.clone(), ask.clone()))
     })
 }
 
 impl Server {
+    /// Waits, and shows the forms of what only a person may answer; goes on as a task where the client knows those, until `ends` if given.
+    async fn wait_in_line(
+        &self,
+        call: &Call,
+        wait: &Wait,
+        patience: Duration,
+        ends: Option<Timestamp>,
+        mut declined: Vec<Asked>,
+    ) -> Result<Response, Problem> {
+        let (way, mut until) = (self.way(call), Instant::now() + patience);
+        let mut in_line = call.takes_tasks().then(|| Instant::now() + self.dispatcher().config().mcp.task_after.get());
+        let mut note = None;
+        loop {
+            let for_person = |works: &[Arc<Work>]| way.and_then(|way| Some((way, question_of_person(works, &declined)?)));
+            let this_far = in_line.map_or(until, |in_line| in_line.min(until));
+            let works = self.wait(wait, this_far, call, &|works| wait.mode.is_over(works) || for_person(works).is_some()).await?;
+            let Some((way, (work, ask))) = for_person(&works) else {
+                let goes_on = !wait.mode.is_over(&works) && Instant::now() < until && !call.ct.is_cancelled();
+                if in_line.take().is_none() || !goes_on {
+                    return Ok(self.waited(wait, &works, note, call.takes_links()).into());
+                }
+                match self.begin_task(&call.caller(&self.connection().caller), wait, ends, declined.clone()).await {
+                    Ok(task) => return Ok(task.into()),
+                    Err(error) => tracing::warn!(%error, "a wait could not become a task: it stays in line"),
+                }
+                continue;
+            };
+            if way == Way::Retry {
+                return self.form_result(call, &work, &ask, declined).await;
+            }
+            let shown = Instant::now();
+            let came = self.elicit(call, &work, &ask).await?;
+            // A person takes their time; what is waited for is the work.
+            until += shown.elapsed();
+            if let Some(text) = forms::no_answer(&came) {
+                note = Some(text);
+                declined.push(Asked { work_id: work.work_id, ask: ask.ask });
+            }
+        }
+    }
+
     /// The answer to a wait that is over, or has run out.
     pub(super) fn waited(&self, wait: &Wait, works: &[Arc<Work>], note: Option<String>, links: bool) -> Answer {
         let mut further = Map::new();

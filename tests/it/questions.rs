@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::harness::{Lattice, TOKEN};
 use crate::lifecycle::{Place, reaches};
 use crate::rpc::{Client, binary};
+use crate::web;
 
 /// Asks a person, and gives the answer back.
 pub(crate) const CAREFUL: &str = "read -r order\n\
@@ -158,4 +160,36 @@ async fn a_task_outlives_the_process_that_began_it_and_any_other_answers_for_it(
     client.call("cancel_work", json!({"work_id": id})).await;
     let done = stands(&other, &task, "completed").await;
     assert_eq!(done["result"]["structuredContent"]["status"], "CANCELLED", "{done}");
+}
+
+/// A request of the newer protocol over HTTP, of a client that knows tasks.
+async fn over_http(url: &str, method: &str, name: &str, params: Value) -> Value {
+    let at = url.trim_start_matches("http://").trim_end_matches("/mcp").parse().unwrap();
+    let ask = web::modern(json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}));
+    let (none, knows) = (r#"clientCapabilities":{}"#, r#"clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#);
+    let ask = ask.rebody(|body| body.replace(none, knows)).with("Mcp-Name", name).with("Authorization", &format!("Bearer {TOKEN}"));
+    ask.at(at).await.json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_a_wait_becomes_a_task_by_default_and_is_of_that_door_alone() {
+    let lattice = Lattice::new();
+    let server = lattice.serve();
+    let slow = json!({"name": "assign_work", "arguments": {"agent_name": "slow", "task": "50"}});
+    let assigned = over_http(&server.url, "tools/call", "assign_work", slow).await["result"]["structuredContent"].clone();
+    let wait = json!({"name": "await_work", "arguments": {"work_id": assigned["work_id"]}});
+    let made = over_http(&server.url, "tools/call", "await_work", wait).await["result"].clone();
+    assert_eq!(made["resultType"], "task", "{made}");
+    let task = made["taskId"].as_str().unwrap();
+    let elsewhere = over_http(&server.url, "tasks/get", "another name", json!({"taskId": task})).await;
+    assert_eq!(elsewhere["error"]["code"], -32020, "{elsewhere}");
+    let stranger = Client::start(binary(&lattice.path().join("data"), &lattice.agents())).await;
+    let refused = modern(&stranger, "tasks/get", json!({"taskId": task})).await;
+    assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    let done = crate::lifecycle::eventually("the task is completed", async || {
+        let stands = over_http(&server.url, "tasks/get", task, json!({"taskId": task})).await["result"].clone();
+        (stands["status"] == "completed").then_some(stands)
+    })
+    .await;
+    assert_eq!(done["result"]["structuredContent"]["result"], json!({"steps": 50}), "{done}");
 }
