@@ -63,6 +63,11 @@ impl Config {
     }
 }
 
+/// The folder that is worked in: the nearest one above that a repository or a `lattice.yaml` marks, else this one.
+pub fn workspace_of(cwd: &Path) -> &Path {
+    cwd.ancestors().find(|dir| dir.join(".git").exists() || dir.join("lattice.yaml").is_file()).unwrap_or(cwd)
+}
+
 /// Our folder in the user's configuration folder; none when the user has no home.
 pub fn user_dir() -> Option<PathBuf> {
     etcetera::choose_base_strategy().ok().map(|base| etcetera::BaseStrategy::config_dir(&base).join(FOLDER))
@@ -522,6 +527,16 @@ pub struct Mcp {
     pub calls_in_all_max: u32,
     /// How many resources one connection may be subscribed to.
     pub subscriptions_max: u32,
+    /// The workspace whose works `check_work` shows without arguments; the folder that is worked in when absent.
+    pub workspace: Option<String>,
+    /// How long a person has to fill in a form.
+    pub form_timeout: Span,
+    /// How long a client that knows tasks waits in line before its wait becomes one.
+    pub task_after: Span,
+    /// How long a task is kept.
+    pub task_ttl: Span,
+    /// How often clients are told to ask after a task.
+    pub task_poll: Span,
 }
 
 impl Default for Mcp {
@@ -535,6 +550,11 @@ impl Default for Mcp {
             calls_max: 1024,
             calls_in_all_max: 16_384,
             subscriptions_max: 256,
+            workspace: None,
+            form_timeout: Span::secs(600),
+            task_after: Span::secs(5),
+            task_ttl: Span::secs(86_400),
+            task_poll: Span::secs(1),
         }
     }
 }

@@ -14,15 +14,16 @@ use serde_json::{Map, Value};
 pub use self::assign::Schemas;
 pub use self::wait::Mode;
 use crate::config::Config;
-use crate::model::event::{Ask, Event, Kind, Needs, Side};
+use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
 use crate::model::id::{self, AgentName, RunId, StationId, WorkId};
+use crate::model::owner::Owner;
 use crate::model::run::Run;
 use crate::model::size::Size;
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Exchange, Status, Work};
 use crate::registry::Registry;
-use crate::runs::{self, Runs};
-use crate::telemetry::{TraceContext, now};
+use crate::runs::{self, Outlook, Runs, Scope};
+use crate::telemetry::{TraceContext, new_answer_id, now};
 use crate::transport::{self, Transport};
 use crate::works::{Works, record};
 
@@ -43,6 +44,7 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
     bound: Option<Bound>,
+    owner: Option<Owner>,
     /// The root that this connection's first assignment opened.
     root: Option<Arc<tokio::sync::Mutex<Option<Opened>>>>,
     /// The questions whose answers it has had.
@@ -83,6 +85,17 @@ impl Caller {
     /// The connection of an agent that executes a work.
     pub fn bound(bound: Bound) -> Self {
         Self { bound: Some(bound), ..Self::default() }
+    }
+
+    /// The same caller, whose works are this owner's.
+    #[must_use]
+    pub fn owned_by(self, owner: Option<Owner>) -> Self {
+        Self { owner, ..self }
+    }
+
+    /// Whose the works are that it assigns.
+    pub fn owner(&self) -> Option<&Owner> {
+        self.owner.as_ref()
     }
 
     fn has_had(&self, id: WorkId, ask: u32) -> bool {
@@ -247,13 +260,23 @@ pub enum Error {
         /// Where it stands.
         status: &'static str,
     },
-    /// Somebody else answered first.
-    #[error("question {ask} of work {work_id} was answered by somebody else already")]
+    /// Somebody answered first.
+    #[error("question {ask} of work {work_id} was answered already: it waits for no answer")]
     AnsweredAlready {
         /// The work.
         work_id: WorkId,
         /// The question.
         ask: u32,
+    },
+    /// The answer is to a question that was never asked, or not yet.
+    #[error("work {work_id} has asked no question {ask}; question {open} is open")]
+    OtherQuestion {
+        /// The work.
+        work_id: WorkId,
+        /// The question that was meant.
+        ask: u32,
+        /// The question that is open.
+        open: u32,
     },
     /// The work does not run, so it cannot ask.
     #[error("work {work_id} is {status}: only work that runs can escalate")]
@@ -362,6 +385,19 @@ impl Dispatcher {
         Ok(self.0.runs.open_works(limit).await?)
     }
 
+    /// What a caller that remembers nothing must know of its works; what has settled counts as told from now on.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn look_around(&self, caller: &Caller, shown: u32) -> Result<Outlook> {
+        self.0.runs.catch_up().await?;
+        let scope = match caller.work() {
+            Some(bound) => Scope::Below(bound.run_id.clone()),
+            None => Scope::Of(caller.owner().cloned()),
+        };
+        Ok(self.0.runs.outlook(scope, shown).await?)
+    }
+
     /// Asks that a work be stopped, and waits until that is confirmed or `patience` has run out; gives the work as it is then.
     /// Work that nobody runs is cancelled at once; settled work stays as it is.
     ///
@@ -383,36 +419,51 @@ impl Dispatcher {
         waited.into_iter().next().ok_or(Error::UnknownWork(id))
     }
 
-    /// Answers the open question of a work; the same work goes on.
+    /// Answers a question of a work, the open one unless it is named; the same work goes on. Of several answers the first one on the
+    /// log counts, and only whoever gave that is not refused.
     ///
     /// # Errors
-    /// `NotEscalated`, `AnsweredAlready`, `UnknownWork`, or the transport's.
-    pub async fn answer(&self, id: WorkId, answer: Value) -> Result<Arc<Work>> {
+    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `UnknownWork`, or the transport's.
+    pub async fn answer(&self, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
         let work = self.check(id).await?;
-        let Status::Escalated { ask, .. } = work.status else {
-            return Err(Error::NotEscalated { work_id: id, status: work.status.label() });
-        };
-        let event = self.event(&work, 0, Kind::Answered { ask, answer: answer.clone() });
+        let ask = which_question(&work, reply.ask)?;
+        let by = Answerer { who: reply.who, id: new_answer_id() };
+        let event = self.event(&work, 0, Kind::Answered { ask, answer: reply.value, by: Some(by.clone()) });
         let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
         self.0.transport.queue.wake(&self.target(&work), id, deadline, vec![record(&event)]).await?;
-        let work = self.check(id).await?;
-        let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answer.as_ref());
-        if stands == Some(&answer) { Ok(work) } else { Err(Error::AnsweredAlready { work_id: id, ask }) }
+        let (_, work) = self.history(id).await?;
+        let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answered_by.as_ref());
+        match stands {
+            Some(stands) if *stands == by => Ok(work),
+            Some(_) => Err(Error::AnsweredAlready { work_id: id, ask }),
+            // It settled in between, or its question was answered by an older version.
+            None => Err(which_question(&work, Some(ask)).err().unwrap_or(Error::AnsweredAlready { work_id: id, ask })),
+        }
     }
 
-    /// Asks for help on behalf of a running work, and waits for the answer; `None` when `patience` ran out first.
+    /// Waits while a question is open, at most for `patience`; gives the work as it is then.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn while_open(&self, id: WorkId, ask: u32, patience: std::time::Duration) -> Result<Arc<Work>> {
+        self.wait_until(id, patience, |work| work.open_question().is_none_or(|open| open.ask != ask)).await
+    }
+
+    /// Asks for help on behalf of a running work; gives the work and the question's number. The same question asked again while it
+    /// is open is not a second one.
     ///
     /// # Errors
     /// `NoWork`, `NotRunning`, `UnknownWork`, or the transport's.
-    pub async fn escalate(
-        &self,
-        caller: &Caller,
-        work_id: Option<WorkId>,
-        question: Question,
-        patience: std::time::Duration,
-    ) -> Result<(WorkId, Option<Value>)> {
+    pub async fn escalate(&self, caller: &Caller, work_id: Option<WorkId>, question: Question) -> Result<(WorkId, u32)> {
         let id = work_id.or(caller.work().map(|bound| bound.work_id)).ok_or(Error::NoWork)?;
-        let ask = self.ask(caller, id, question).await?;
+        Ok((id, self.ask(caller, id, question).await?))
+    }
+
+    /// Waits for the answer to a question; `None` when `patience` ran out first.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn answer_to(&self, caller: &Caller, id: WorkId, ask: u32, patience: std::time::Duration) -> Result<Option<Value>> {
         let answered =
             |work: &Work| work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answer.clone());
         let work = self.wait_until(id, patience, |work| work.status.is_settled() || answered(work).is_some()).await?;
@@ -420,10 +471,10 @@ impl Dispatcher {
         if answer.is_some() {
             caller.had.lock().unwrap_or_else(PoisonError::into_inner).insert((id, ask));
         }
-        Ok((id, answer))
+        Ok(answer)
     }
 
-    /// Puts a question; gives its number. The same question asked again while it is open is not a second one.
+    /// Puts a question; gives its number.
     async fn ask(&self, caller: &Caller, id: WorkId, question: Question) -> Result<u32> {
         loop {
             let work = self.check(id).await?;
@@ -435,13 +486,16 @@ impl Dispatcher {
             // The same question again picks up the open one, or an answer that this caller has not had yet.
             let same = |ask: &Ask| ask.reason == question.reason && ask.context == question.context;
             let fresh = |exchange: &&Exchange| same(&exchange.ask) && (exchange.answer.is_none() || !caller.has_had(id, exchange.ask.ask));
-            if let Some(known) = work.exchanges.iter().rev().find(fresh) {
+            let known = work.exchanges.iter().rev().find(fresh);
+            // One that an attempt asked which then died is put again, under its number.
+            if let Some(known) = known.filter(|known| known.answer.is_some() || matches!(work.status, Status::Escalated { .. })) {
                 return Ok(known.ask.ask);
             }
             if matches!(work.status, Status::Pending(_)) {
                 return Err(Error::NotRunning { work_id: id, status: work.status.label() });
             }
-            let number = work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
+            let next = || work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
+            let number = known.map_or_else(next, |known| known.ask.ask);
             let ask = Ask {
                 ask: number,
                 reason: question.reason.clone(),
@@ -478,6 +532,35 @@ impl Dispatcher {
 /// Whether an error says that the lattice's server is away.
 fn is_away(error: &transport::Error) -> bool {
     matches!(error, transport::Error::Unreachable(_) | transport::Error::Unanswered(_))
+}
+
+/// The question that an answer is for.
+fn which_question(work: &Work, meant: Option<u32>) -> Result<u32> {
+    let (work_id, last) = (work.work_id, work.exchanges.last());
+    let answered = |ask: u32| work.exchanges.iter().any(|exchange| exchange.ask.ask == ask && exchange.answer.is_some());
+    match (work.status, meant) {
+        (status, _) if status.is_settled() => Err(Error::NotEscalated { work_id, status: status.label() }),
+        (_, Some(ask)) if answered(ask) => Err(Error::AnsweredAlready { work_id, ask }),
+        (Status::Escalated { ask: open, .. }, Some(ask)) if ask != open => Err(Error::OtherQuestion { work_id, ask, open }),
+        (Status::Escalated { ask, .. }, _) => Ok(ask),
+        // Its agent died with the question open; the next attempt finds the answer.
+        (_, Some(ask)) if work.exchanges.iter().any(|exchange| exchange.ask.ask == ask) => Ok(ask),
+        (_, None) if last.is_some_and(|last| last.answer.is_some()) => {
+            Err(Error::AnsweredAlready { work_id, ask: last.map_or(1, |last| last.ask.ask) })
+        }
+        (status, _) => Err(Error::NotEscalated { work_id, status: status.label() }),
+    }
+}
+
+/// An answer to a question.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The answer: data for the agent.
+    pub value: Value,
+    /// The question's number; the open one when absent.
+    pub ask: Option<u32>,
+    /// Who gives it: a person themself, or an orchestrator.
+    pub who: Needs,
 }
 
 /// A question on behalf of a work.

@@ -4,6 +4,7 @@
 //! each row remembers the position up to which it was folded, and never goes back.
 
 mod fold;
+mod outlook;
 mod rows;
 
 use std::fs::DirBuilder;
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::fold::Folds;
+pub use self::outlook::{Outlook, Scope};
 use crate::model::id::{RunId, WorkId};
 use crate::model::run::Run;
 use crate::telemetry::now;
@@ -81,7 +83,7 @@ impl Opening {
     }
 }
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
 const GATHER: Duration = Duration::from_millis(100);
@@ -122,6 +124,19 @@ const SCHEMA: &str = "
     CREATE INDEX runs_dead ON runs (local) WHERE dead = 1;
     CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), upto INTEGER NOT NULL);
     INSERT INTO folded VALUES (1, 0);
+";
+
+/// What the second version has besides: whose works are whose, and up to where each owner has been told what settled.
+const OWNERS: &str = "
+    ALTER TABLE runs ADD COLUMN owner TEXT;
+    ALTER TABLE runs ADD COLUMN label TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN settled_no INTEGER;
+    UPDATE runs SET label = CASE
+        WHEN status LIKE '%Pending%' THEN 'PENDING' WHEN status LIKE '%Accepted%' THEN 'ACCEPTED'
+        WHEN status LIKE '%Escalated%' THEN 'ESCALATED' ELSE upper(trim(status, '\"')) END;
+    CREATE INDEX runs_owner_open ON runs (owner, label, local) WHERE settled_at IS NULL;
+    CREATE INDEX runs_owner_settled ON runs (owner, settled_no) WHERE settled_no IS NOT NULL;
+    CREATE TABLE looks (owner TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
 impl Runs {
@@ -329,13 +344,14 @@ fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(),
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "cache_size", -2048)?;
     db.pragma_update(None, "wal_autocheckpoint", 4000)?;
-    if version == 0 {
+    if version < VERSION {
         let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         // Another process may have been first.
-        if tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == 0 {
-            tx.execute_batch(SCHEMA)?;
-            tx.pragma_update(None, "user_version", VERSION)?;
+        let version = tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
+        for (_, step) in [(1, SCHEMA), (2, OWNERS)].iter().filter(|(to, _)| *to > version) {
+            tx.execute_batch(step)?;
         }
+        tx.pragma_update(None, "user_version", VERSION.max(version))?;
         tx.commit()?;
     }
     Ok((db, Ok(())))

@@ -21,6 +21,7 @@ use crate::http;
 use crate::leaf::Leaf;
 use crate::mcp;
 use crate::model::id::{StationId, WorkId};
+use crate::model::owner::{Owner, Principal, Workspace};
 use crate::registry::{Identity, Registry};
 use crate::runner::{self, MeshAccess, Runners};
 use crate::runs::{self, Runs};
@@ -119,6 +120,27 @@ impl Setting {
     pub fn lattice_dir(&self) -> Result<PathBuf, Error> {
         let data = self.config.data_dir().ok_or(Error::NoDataDir)?;
         Ok(std::path::absolute(&data).unwrap_or(data).join(self.config.lattice.id.as_str()))
+    }
+}
+
+impl Setting {
+    /// Whoever started this process: the agent of the run that it is bound to, or the user.
+    pub fn caller(&self) -> Caller {
+        match &self.bound {
+            Some(bound) => Caller::bound(bound.clone()),
+            None => Caller::connection().owned_by(Some(self.owner(Principal::User))),
+        }
+    }
+
+    /// Whose the works are that a principal assigns through this process.
+    pub fn owner(&self, principal: Principal) -> Owner {
+        let station = self.config.station();
+        let folder = config::workspace_of(&self.cwd);
+        let workspace = match &self.config.mcp.workspace {
+            Some(name) => Workspace::Named(name),
+            None => Workspace::Folder(&station, folder),
+        };
+        Owner::of(principal, &workspace)
     }
 }
 
@@ -555,7 +577,7 @@ pub async fn serve(setting: Setting, doors: Doors) -> Result<(), Error> {
 }
 
 async fn talk(station: &Station, stop: &CancellationToken) -> Result<(), Error> {
-    let caller = station.0.setting.bound.clone().map_or_else(Caller::connection, Caller::bound);
+    let caller = station.0.setting.caller();
     let server = station.mcp(caller);
     let line_max = station.0.setting.config.mcp.line_max;
     tokio::select! {
@@ -569,7 +591,7 @@ async fn talk(station: &Station, stop: &CancellationToken) -> Result<(), Error> 
 
 async fn listen(station: &Station, bound: http::Bound, stop: CancellationToken) -> Result<(), Error> {
     let health = station.clone();
-    let server = station.mcp(Caller::stateless());
+    let server = station.mcp(Caller::stateless().owned_by(Some(station.0.setting.owner(Principal::Http))));
     let parts = http::Parts {
         make: Arc::new(move |kind| match kind {
             http::Kind::Session => server.for_connection(),

@@ -49,6 +49,16 @@ pub fn new_instance() -> InstanceId {
     InstanceId::new(Uuid::now_v7())
 }
 
+/// A new answer's id.
+pub fn new_answer_id() -> Uuid {
+    Uuid::now_v7()
+}
+
+/// A text that nobody can guess, and that stands in an address as it is.
+pub fn new_secret() -> String {
+    format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
+}
+
 /// A new span's id, 16 hex digits, never all zero.
 pub fn new_span_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(1);

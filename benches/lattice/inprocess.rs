@@ -177,6 +177,16 @@ pub(crate) async fn run(quick: bool) {
     let mut table = Table::new("lineage", &["", "median", "p99"]);
     table.row(&[&format!("a tree of 100 among {full} runs"), &micros(median), &micros(p99)]);
     table.print();
+    let mut samples = Vec::new();
+    for _ in 0..50 {
+        let began = Instant::now();
+        bench.station.dispatcher().look_around(&caller, 12).await.expect("an outlook");
+        samples.push(began.elapsed());
+    }
+    let (median, p99) = spread(samples);
+    let mut table = Table::new("check_work without arguments", &["", "median", "p99"]);
+    table.row(&[&format!("over {full} settled works"), &micros(median), &micros(p99)]);
+    table.print();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("VmRSS: ?");
     let mut table = Table::new("memory of that process after all this", &[""]);

@@ -61,7 +61,7 @@ pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure
     setting.bound = station::bound_by(|name| std::env::var(name).ok())?;
     setting.orchestrates_only = args.no_wait;
     let station = Station::open(setting.clone())?;
-    let caller = setting.bound.map_or_else(Caller::connection, Caller::bound);
+    let caller = setting.caller();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     tasks.spawn(station::heed_signals(station.clone(), stop.clone()));
     // What others have left on the hook is none of this process's business: it ends with its own works.

@@ -136,7 +136,7 @@ pub(super) fn details(event: &Event) -> String {
             let waits = if ask.parked { ", the agent has ended" } else { "" };
             format!("question {} for the {}{waits}: {}", ask.ask, json!(ask.needs).as_str().unwrap_or_default(), preview(&ask.reason))
         }
-        Kind::Answered { ask, answer } => format!("question {ask}: {}", preview(&Output::inline_text(answer))),
+        Kind::Answered { ask, answer, .. } => format!("question {ask}: {}", preview(&Output::inline_text(answer))),
         Kind::Retrying { failure: why, next_at } => format!("not before {next_at}, after {}", failure(why)),
         Kind::Cancelled { reason } => {
             let who = if event.attempt == 0 { "asked for" } else { "confirmed" };

@@ -14,7 +14,8 @@ use super::screen::Plain;
 use super::session::{Reader, Session, Use};
 use super::show;
 use super::table::Table;
-use crate::model::event::Event;
+use crate::dispatcher::Reply;
+use crate::model::event::{Event, Needs};
 use crate::model::id::WorkId;
 use crate::model::output::Output;
 use crate::model::work::{Outcome, Work};
@@ -64,6 +65,9 @@ enum Verb {
         id: WorkId,
         /// The answer, handed to the agent as text
         text: String,
+        /// The question that is answered; refused if another one is open by now [default: the open one]
+        #[arg(long, value_name = "N")]
+        ask: Option<u32>,
     },
 }
 
@@ -71,7 +75,7 @@ pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure
     match (args.verb, args.id) {
         (Some(_), Some(_)) => Err(Failure::new(Exit::Usage, "the work's id stands after the verb: work cancel ID, work answer ID TEXT")),
         (Some(Verb::Cancel { id, reason }), None) => cancel(session, id, reason).await,
-        (Some(Verb::Answer { id, text }), None) => answer(session, id, text).await,
+        (Some(Verb::Answer { id, text, ask }), None) => answer(session, id, text, ask).await,
         (None, Some(id)) if args.result => result(session, id).await,
         (None, Some(id)) if args.log.as_deref() == Some("") => log(session, id, args.attempt).await,
         (None, Some(id)) => history(session, id).await,
@@ -237,9 +241,10 @@ async fn cancel(session: &mut Session, id: WorkId, reason: Option<String>) -> Re
     Ok(session.screen.line(&text)?)
 }
 
-async fn answer(session: &mut Session, id: WorkId, text: String) -> Result<(), Failure> {
+async fn answer(session: &mut Session, id: WorkId, text: String, ask: Option<u32>) -> Result<(), Failure> {
     let reader = open(session, Use::Change, id).await?;
-    let work = reader.dispatcher.answer(id, Value::from(text)).await?;
+    // Whoever types it is a person, or speaks for one.
+    let work = reader.dispatcher.answer(id, Reply { value: Value::from(text), ask, who: Needs::Human }).await?;
     if session.screen.json {
         return Ok(session.screen.json(&Value::from(show::work_json(&work)))?);
     }

@@ -75,6 +75,14 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         (mcp.await_default > mcp.await_max, "mcp.await_default", format!("a duration of at most mcp.await_max, {}", mcp.await_max)),
         positive(mcp.await_max, "mcp.await_max"),
         counted(mcp.works_max, "mcp.works_max"),
+        (
+            mcp.workspace.as_ref().is_some_and(|name| !(1..=256).contains(&name.trim().chars().count())),
+            "mcp.workspace",
+            "a name of 1 to 256 characters".to_owned(),
+        ),
+        positive(mcp.form_timeout, "mcp.form_timeout"),
+        (mcp.task_ttl < Span::secs(60), "mcp.task_ttl", "a duration of at least 1m".to_owned()),
+        (mcp.task_poll < Span::millis(10), "mcp.task_poll", "a duration of at least 10ms".to_owned()),
         at_least(mcp.line_max, Size::kib(1), "mcp.line_max"),
     ];
     all.extend(texts(config));

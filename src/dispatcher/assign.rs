@@ -260,6 +260,7 @@ impl Dispatcher {
             priority,
             trace_id,
             span_id: new_span_id(),
+            owner: caller.owner().cloned(),
         })
     }
 }

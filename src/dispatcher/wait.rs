@@ -37,7 +37,8 @@ impl Mode {
         work.status.is_settled() || (self != Self::SettledOnly && matches!(work.status, Status::Escalated { .. }))
     }
 
-    fn is_over(self, works: &[Arc<Work>]) -> bool {
+    /// Whether works are as a wait of this mode wants them.
+    pub fn is_over(self, works: &[Arc<Work>]) -> bool {
         if self == Self::Any { works.iter().any(|work| self.is_done(work)) } else { works.iter().all(|work| self.is_done(work)) }
     }
 }
@@ -55,6 +56,20 @@ impl Dispatcher {
         patience: Duration,
         observe: &mut (dyn FnMut(&Work, &Event) + Send),
     ) -> Result<Vec<Arc<Work>>> {
+        self.wait_for(ids, patience, observe, &|works| mode.is_over(works)).await
+    }
+
+    /// Waits for works until they are as wanted; else like `wait`.
+    ///
+    /// # Errors
+    /// `UnknownWork`, `TooMany`, or the transport's.
+    pub async fn wait_for(
+        &self,
+        ids: &[WorkId],
+        patience: Duration,
+        observe: &mut (dyn FnMut(&Work, &Event) + Send),
+        is_over: &(dyn Fn(&[Arc<Work>]) -> bool + Send + Sync),
+    ) -> Result<Vec<Arc<Work>>> {
         let max = self.config().mcp.works_max;
         if ids.len() > max as usize {
             return Err(Error::TooMany { given: ids.len(), max });
@@ -67,7 +82,7 @@ impl Dispatcher {
             works.push(work);
             changes.extend(following.map(|following| changes_of(place, following)));
         }
-        if mode.is_over(&works) {
+        if is_over(&works) {
             return Ok(works);
         }
         while let Ok(Some((step, rest))) = tokio::time::timeout_at(until, changes.next()).await {
@@ -75,7 +90,7 @@ impl Dispatcher {
             let (events, work) = change?;
             events.iter().for_each(|event| observe(&work, event));
             works[place] = work;
-            if mode.is_over(&works) {
+            if is_over(&works) {
                 break;
             }
             changes.push(rest.into_future());

@@ -16,7 +16,7 @@ use crate::model::agent::Definition;
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Side};
 use crate::model::id::RunId;
 use crate::model::time::{Span, Timestamp};
-use crate::model::work::{Assignment, Status, Work};
+use crate::model::work::{Assignment, Exchange, Status, Work};
 use crate::registry::Identity;
 use crate::runner::{Answer, Ended, Line, Order, Report};
 use crate::telemetry::now;
@@ -392,6 +392,10 @@ struct Watch<'a> {
     asks: u32,
     answered: u32,
     last_ask: Option<Ask>,
+    /// What earlier attempts asked, if this one's agent can be handed their answers.
+    before: Vec<Exchange>,
+    /// Those of these questions that this attempt has asked again, and that are still open.
+    again: Vec<u32>,
     /// Since when it waits for an answer.
     waiting: Option<Timestamp>,
     /// How long it has waited for answers before.
@@ -414,6 +418,8 @@ impl<'a> Watch<'a> {
             asks,
             answered: asks,
             last_ask: None,
+            before: if attempt.definition.runner.hears_answers() { work.exchanges.clone() } else { Vec::new() },
+            again: Vec::new(),
             waiting: None,
             waited: work.waited(now()),
             silence: silence.map_or(Duration::MAX, Span::get),
@@ -524,14 +530,20 @@ impl<'a> Watch<'a> {
         }
         for exchange in &work.exchanges {
             let ask = exchange.ask.ask;
+            if let Some(before) = self.before.iter_mut().find(|before| before.ask.ask == ask) {
+                before.answer.clone_from(&exchange.answer);
+            }
             // Put by the tool, on the agent's behalf.
             if ask > self.asks {
                 self.asks = ask;
                 self.wait_for_answer().await?;
             }
-            let Some(answer) = exchange.answer.as_ref().filter(|_| ask > self.answered) else { continue };
-            self.answered = ask;
-            if ask == self.asks {
+            let asked_again = self.again.contains(&ask);
+            let Some(answer) = exchange.answer.as_ref().filter(|_| ask > self.answered || asked_again) else { continue };
+            self.answered = self.answered.max(ask);
+            self.again.retain(|again| *again != ask);
+            self.before.retain(|before| before.ask.ask != ask);
+            if ask == self.asks || asked_again {
                 self.resume().await?;
             }
             // An agent that does not listen gets the answer with its next attempt.
@@ -546,9 +558,26 @@ impl<'a> Watch<'a> {
             Report::Alive => return Ok(()),
             Report::Progress { pct, message } => Kind::Progress { pct, message },
             Report::Escalate { reason, context, needs } => {
-                self.asks += 1;
+                let before = self.before.iter().position(|before| before.ask.reason == reason && before.ask.context == context);
+                let number = match before.map(|at| (self.before[at].ask.ask, self.before[at].answer.clone(), at)) {
+                    // An earlier attempt asked that, and died before it had the answer.
+                    Some((ask, Some(answer), at)) => {
+                        self.before.remove(at);
+                        let _ = self.answers.try_send(Answer { ask, answer });
+                        return Ok(());
+                    }
+                    // It is the same question still: whoever is about to answer it does not answer in vain.
+                    Some((ask, None, _)) => {
+                        self.again.push(ask);
+                        ask
+                    }
+                    None => {
+                        self.asks += 1;
+                        self.asks
+                    }
+                };
                 self.wait_for_answer().await?;
-                let ask = Ask { ask: self.asks, reason, context, needs, parked: false };
+                let ask = Ask { ask: number, reason, context, needs, parked: false };
                 self.last_ask = Some(ask.clone());
                 Kind::Escalate(ask)
             }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use rmcp::ErrorData;
 use rmcp::handler::server::tool::IntoCallToolResult;
-use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock, JsonObject, Resource};
+use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock, CreateTaskResult, InputRequiredResult, JsonObject, Resource};
 use serde_json::{Map, Value};
+
+use super::problem::Problem;
 
 /// A structured answer; the client gets it as text as well.
 pub(super) struct Answer {
@@ -30,6 +32,38 @@ impl IntoCallToolResult for Answer {
         let mut result = CallToolResult::structured(Value::Object(self.fields));
         result.content.extend(self.links.into_iter().map(ContentBlock::resource_link));
         Ok(result.into())
+    }
+}
+
+/// What a tool gives that is not always an answer.
+pub(super) enum Response {
+    /// An answer.
+    Answer(Answer),
+    /// A person must say something first: the client asks them, and calls again.
+    Form(InputRequiredResult),
+    /// It goes on as a task.
+    Task(CreateTaskResult),
+    /// It went wrong.
+    Problem(Problem),
+    /// The request breaks the protocol.
+    Refused(ErrorData),
+}
+
+impl From<Answer> for Response {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
+impl IntoCallToolResult for Response {
+    fn into_call_tool_result(self) -> Result<CallToolResponse, ErrorData> {
+        match self {
+            Self::Answer(answer) => answer.into_call_tool_result(),
+            Self::Form(form) => Ok(form.into()),
+            Self::Task(task) => Ok(task.into()),
+            Self::Problem(problem) => problem.into_call_tool_result(),
+            Self::Refused(error) => Err(error),
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 use rmcp::ErrorData;
 use rmcp::handler::server::common::FromContextPart;
 use rmcp::handler::server::tool::ToolCallContext;
-use rmcp::model::{Extensions, JsonObject, ProtocolVersion, RequestMetaObject};
+use rmcp::model::{ClientCapabilities, Extensions, InputResponses, JsonObject, ProtocolVersion, RequestMetaObject};
 use rmcp::service::{Peer, RoleServer};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
@@ -19,6 +20,8 @@ use crate::model::id::WorkId;
 use crate::model::time::Span;
 use crate::telemetry::TraceContext;
 
+/// The tools that may have to ask a person.
+const ASKS_PEOPLE: [&str; 3] = ["await_work", "answer_work", "escalate"];
 /// How much of a bad value an error shows.
 const SHOWN_MAX: usize = 80;
 
@@ -32,6 +35,14 @@ pub(super) struct Call {
     pub(super) ct: CancellationToken,
     /// The client.
     pub(super) peer: Peer<RoleServer>,
+    /// What the client says a person said, on its second try.
+    pub(super) input_responses: Option<InputResponses>,
+    /// What we gave it to bring back on its second try.
+    pub(super) request_state: Option<String>,
+    /// Tells this request from any other, but not from its second try.
+    pub(super) digest: [u8; 32],
+    capabilities: Option<ClientCapabilities>,
+    version: Option<ProtocolVersion>,
 }
 
 /// The arguments of one tool call; each is taken out once.
@@ -39,9 +50,19 @@ pub(super) struct Arguments(JsonObject);
 
 impl<S> FromContextPart<ToolCallContext<'_, S>> for Call {
     fn from_context_part(context: &mut ToolCallContext<'_, S>) -> Result<Self, ErrorData> {
+        let arguments = context.arguments.take().unwrap_or_default();
         let request = &mut context.request_context;
+        let version = request.protocol_version();
+        // Only newer clients try again, and only what may ask a person.
+        let may_return = is_modern(version.as_ref()) && ASKS_PEOPLE.contains(&&*context.name);
+        let digest = if may_return { digest_of(&context.name, &arguments) } else { [0; 32] };
         Ok(Self {
-            arguments: Arguments(context.arguments.take().unwrap_or_default()),
+            arguments: Arguments(arguments),
+            input_responses: context.input_responses.take(),
+            request_state: context.request_state.take(),
+            digest,
+            capabilities: request.client_capabilities(),
+            version,
             meta: std::mem::take(&mut request.meta),
             extensions: std::mem::take(&mut request.extensions),
             ct: request.ct.clone(),
@@ -63,14 +84,35 @@ impl Call {
 
     /// Who calls: the work that the HTTP door found behind the request's credentials, else the connection's caller.
     pub(super) fn caller(&self, connection: &Caller) -> Caller {
-        let parts = self.extensions.get::<http::request::Parts>();
-        parts.and_then(|parts| parts.extensions.get::<Bound>()).map_or_else(|| connection.clone(), |bound| Caller::bound(bound.clone()))
+        caller(&self.extensions, connection)
+    }
+}
+
+/// Who calls, by what came with a request.
+pub(super) fn caller(extensions: &Extensions, connection: &Caller) -> Caller {
+    let parts = extensions.get::<http::request::Parts>();
+    parts.and_then(|parts| parts.extensions.get::<Bound>()).map_or_else(|| connection.clone(), |bound| Caller::bound(bound.clone()))
+}
+
+impl Call {
+    /// Whether the client speaks a protocol without `initialize`.
+    pub(super) fn is_modern(&self) -> bool {
+        is_modern(self.version.as_ref())
+    }
+
+    /// Whether the client can show a person a form.
+    pub(super) fn takes_forms(&self) -> bool {
+        takes_forms(self.capabilities.as_ref())
+    }
+
+    /// Whether the client knows tasks, by what this request says.
+    pub(super) fn takes_tasks(&self) -> bool {
+        self.is_modern() && self.capabilities.as_ref().is_some_and(ClientCapabilities::supports_tasks)
     }
 
     /// Whether the client knows resource links in answers.
     pub(super) fn takes_links(&self) -> bool {
-        let version = self.meta.protocol_version().or_else(|| self.peer.peer_info().map(|info| info.protocol_version.clone()));
-        version.is_some_and(|version| version.as_str() >= ProtocolVersion::V_2025_06_18.as_str())
+        self.version.as_ref().is_some_and(|version| version.as_str() >= ProtocolVersion::V_2025_06_18.as_str())
     }
 }
 
@@ -182,6 +224,25 @@ impl Arguments {
         let single = list.is_empty();
         Ok((ids, !single))
     }
+}
+
+/// Whether a protocol has no `initialize`, and with it no requests from us to the client.
+pub(super) fn is_modern(version: Option<&ProtocolVersion>) -> bool {
+    version.is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
+}
+
+/// Whether a client with these capabilities can show a person a form; one that names no mode means forms.
+pub(super) fn takes_forms(capabilities: Option<&ClientCapabilities>) -> bool {
+    let elicitation = capabilities.and_then(|capabilities| capabilities.elicitation.as_ref());
+    elicitation.is_some_and(|elicitation| elicitation.form.is_some() || elicitation.url.is_none())
+}
+
+fn digest_of(tool: &str, arguments: &JsonObject) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update(tool);
+    digest.update(b"\0");
+    digest.update(serde_json::to_vec(arguments).unwrap_or_default());
+    digest.finalize().into()
 }
 
 /// How long a wait may take: what was asked for, or the default, within the bound.

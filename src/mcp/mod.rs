@@ -7,6 +7,7 @@ mod agents;
 mod answer;
 mod call;
 mod changes;
+mod forms;
 mod problem;
 mod prompts;
 mod questions;
@@ -14,6 +15,7 @@ mod report;
 mod resources;
 mod server;
 mod stdio;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod waiting;

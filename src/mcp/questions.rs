@@ -1,16 +1,20 @@
 //! Tools for the questions of agents: asking one, and answering it.
 
+use std::time::Duration;
+
 use rmcp::{tool, tool_router};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::answer::{Answer, fields, object};
+use super::answer::{Answer, Response, fields, object};
 use super::call::Call;
+use super::forms::{Asked, Came, Way};
 use super::problem::Problem;
 use super::server::Server;
 use super::work::{report_schema, required_work};
-use crate::dispatcher::Question;
+use crate::dispatcher::{Question, Reply};
 use crate::model::event::Needs;
+use crate::model::id::WorkId;
 use crate::model::time::Span;
 
 /// How long `escalate` waits for an answer before it says that the question is queued: hosts cut silent calls at about 60 s.
@@ -25,17 +29,50 @@ impl Server {
         input_schema = object(json!({
             "work_id": {"type": "string"},
             "answer": {"description": "Text or any JSON"},
+            "ask": {"type": "integer"},
         }), &["work_id", "answer"]),
         output_schema = object(report_schema(json!({})), &["work_id", "status"]),
         annotations(read_only_hint = false, destructive_hint = false, idempotent_hint = true, open_world_hint = false)
     )]
-    async fn answer_work(&self, mut call: Call) -> Result<Answer, Problem> {
+    async fn answer_work(&self, mut call: Call) -> Result<Response, Problem> {
         let id = required_work(&mut call)?;
         let Some(answer) = call.arguments.any("answer") else {
             return Err(Problem::new("answer is missing", "Call again with answer: text or any JSON; check_work shows the question."));
         };
-        let work = self.dispatcher().answer(id, answer).await?;
-        Ok(self.report(&work, Map::new(), &call))
+        let ask = match call.arguments.integer("ask")?.map(u32::try_from) {
+            None => None,
+            Some(Ok(ask)) => Some(ask),
+            Some(Err(_)) => {
+                return Err(Problem::new("ask must be the number of a question, from 1", "Leave ask out for the open question."));
+            }
+        };
+        let returned = call.request_state.is_some();
+        let declined = match self.resume(&mut call).await {
+            Ok(declined) => declined,
+            Err(response) => return Ok(response),
+        };
+        if returned && declined.is_empty() {
+            let work = self.dispatcher().check(id).await?;
+            return Ok(self.report(&work, Map::new(), call.takes_links()).into());
+        }
+        let work = self.dispatcher().check(id).await?;
+        // What a model says is not what a person says: where they can be asked themselves, they are.
+        let person = Asked::of_person(&work).filter(|(asked, _)| ask.is_none_or(|ask| ask == asked.ask));
+        match (self.way(&call), person) {
+            (Some(_), Some((asked, _))) if declined.contains(&asked) => Err(not_allowed(id)),
+            (Some(Way::Retry), Some((_, question))) => self.form_result(&call, &work, question, declined).await,
+            (Some(Way::Elicit), Some((_, question))) => match self.elicit(&call, &work, question).await? {
+                Came::Answered => {
+                    let work = self.dispatcher().check(id).await?;
+                    Ok(self.report(&work, Map::new(), call.takes_links()).into())
+                }
+                Came::Declined | Came::Failed(_) => Err(not_allowed(id)),
+            },
+            _ => {
+                let work = self.dispatcher().answer(id, Reply { value: answer, ask, who: Needs::Orchestrator }).await?;
+                Ok(self.report(&work, Map::new(), call.takes_links()).into())
+            }
+        }
     }
 
     #[tool(
@@ -54,7 +91,7 @@ impl Server {
         }), &["work_id", "answered"]),
         annotations(read_only_hint = false, destructive_hint = false, idempotent_hint = true, open_world_hint = false)
     )]
-    async fn escalate(&self, mut call: Call) -> Result<Answer, Problem> {
+    async fn escalate(&self, mut call: Call) -> Result<Response, Problem> {
         let caller = call.caller(&self.connection().caller);
         let arguments = &mut call.arguments;
         let needs = [("orchestrator", Needs::Orchestrator), ("human", Needs::Human)];
@@ -64,21 +101,54 @@ impl Server {
             needs: arguments.word("needs", &needs)?.unwrap_or_default(),
         };
         let work_id = arguments.work_id()?;
+        let declined = match self.resume(&mut call).await {
+            Ok(declined) => declined,
+            Err(response) => return Ok(response),
+        };
+        let (id, ask) = self.dispatcher().escalate(&caller, work_id, question).await?;
+        let mut patience = ANSWER_WAIT.get();
+        if !declined.is_empty() {
+            patience = Duration::ZERO;
+        } else if let Some(way) = self.way(&call) {
+            let work = self.dispatcher().check(id).await?;
+            match (way, Asked::of_person(&work).filter(|(asked, _)| asked.ask == ask)) {
+                (_, None) => {}
+                (Way::Retry, Some((_, question))) => return self.form_result(&call, &work, question, declined).await,
+                (Way::Elicit, Some((_, question))) => match self.elicit(&call, &work, question).await? {
+                    Came::Answered => {}
+                    Came::Declined | Came::Failed(_) => patience = Duration::ZERO,
+                },
+            }
+        }
         let (_tell, heard) = mpsc::channel(1);
-        let asked = self.dispatcher().escalate(&caller, work_id, question, ANSWER_WAIT.get());
-        let answered = match self.heard(&call, heard, asked).await {
-            Some(answered) => answered?,
+        let answer = self.dispatcher().answer_to(&caller, id, ask, patience);
+        let answer = match self.heard(&call, heard, answer).await {
+            Some(answer) => answer?,
             None => return Err(Problem::new("the connection is ending", "Connect again and call escalate with the same reason.")),
         };
-        if let (id, Some(answer)) = answered {
-            return Ok(Answer::new(fields(json!({ "work_id": id, "answered": true, "answer": answer }))));
+        if let Some(answer) = answer {
+            return Ok(Answer::new(fields(json!({ "work_id": id, "answered": true, "answer": answer }))).into());
         }
-        let work = self.dispatcher().check(answered.0).await?;
+        let work = self.dispatcher().check(id).await?;
         let note = if work.status.is_settled() {
-            "the work is settled: nobody will answer; stop working on it"
+            "the work is settled: nobody will answer; stop working on it".to_owned()
+        } else if caller.work().is_none() && Asked::of_person(&work).is_some() {
+            format!(
+                "the question is queued for a person: ask your user, and pass on what they say with answer_work, or have them run \
+                 `lattice-mcp work answer {id} TEXT`; do not answer it yourself"
+            )
         } else {
-            "the question is queued; call escalate again with the same reason and context to wait on"
+            "the question is queued; call escalate again with the same reason and context to wait on".to_owned()
         };
-        Ok(Answer::new(fields(json!({ "work_id": answered.0, "answered": false, "status": work.status.label(), "note": note }))))
+        let answer = json!({ "work_id": id, "answered": false, "status": work.status.label(), "note": note });
+        Ok(Answer::new(fields(answer)).into())
     }
+}
+
+fn not_allowed(id: WorkId) -> Problem {
+    let wrong = format!("the question of work {id} is for a person, and the user did not answer it in the form they were shown");
+    Problem::new(
+        wrong,
+        &format!("Talk with the user; when they are ready, call answer_work again, or have them run `lattice-mcp work answer {id} TEXT`."),
+    )
 }

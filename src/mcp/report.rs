@@ -1,5 +1,6 @@
 //! A work as tools show it: small, and without what is empty.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -8,14 +9,15 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::dispatcher::Dispatcher;
-use crate::model::event::Failure;
-use crate::model::id::AgentName;
+use crate::model::event::{Failure, Needs};
+use crate::model::id::{AgentName, WorkId};
 use crate::model::output::Output;
 use crate::model::run::Run;
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Outcome, Status, Work};
 use crate::registry::Snapshot;
 use crate::results;
+use crate::runs::Outlook;
 
 /// How much of a failure's evidence a report shows.
 const EVIDENCE_MAX: usize = 4096;
@@ -23,6 +25,10 @@ const EVIDENCE_MAX: usize = 4096;
 const OUTSTANDING_MAX: usize = 1600;
 /// How many settled works stand beside what is outstanding.
 const SETTLED_SHOWN_MAX: usize = 3;
+/// How many works that ask for help are shown.
+pub(super) const ASKING_SHOWN_MAX: usize = 3;
+/// How much of a question stands in a list.
+const QUESTION_SHOWN_MAX: usize = 80;
 
 /// Writes reports that together hold a bounded amount of results.
 pub(super) struct Reporter<'a> {
@@ -120,7 +126,15 @@ impl<'a> Reporter<'a> {
                 question["context"] = ask.context.clone();
             }
             report.insert("question".into(), question);
-            report.insert("next".into(), "call answer_work with the answer; the same work goes on".into());
+            let next = match ask.needs {
+                Needs::Orchestrator => "call answer_work with the answer; the same work goes on".to_owned(),
+                Needs::Human => format!(
+                    "only a person may answer this: ask your user, and pass on what they say with answer_work, or have them run \
+                     `lattice-mcp work answer {} TEXT`; do not answer it yourself",
+                    work.work_id
+                ),
+            };
+            report.insert("next".into(), next.into());
         }
         let is_here = agent.and_then(|name| self.snapshot.agents.get(name)).is_some_and(|agent| agent.here);
         if let Some(away) = self.away.as_ref().filter(|_| !is_here) {
@@ -208,55 +222,53 @@ fn text_len(value: &Value) -> usize {
     count.0
 }
 
-/// Everything outstanding, in under 400 tokens however much it is: what asks for help first, then the most recent.
-pub(super) fn outstanding(total: u64, open: &[Run], recent: &[Run], now: Timestamp) -> Map<String, Value> {
+/// What a caller that remembers nothing must know, in under 400 tokens however much it is: what asks for help, what is new, what is
+/// outstanding, what settled last. `questions` are those of the works that ask.
+pub(super) fn outlook(outlook: &Outlook, questions: &HashMap<WorkId, String>, now: Timestamp) -> Map<String, Value> {
+    let total = outlook.outstanding();
     let mut list = Map::new();
     list.insert("outstanding".into(), total.into());
-    let mut counts: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
-    for run in open {
-        *counts.entry(run.status.label()).or_default() += 1;
-    }
-    if (open.len() as u64) < total {
-        list.insert("counts_of_most_recent".into(), json!(counts));
-    } else if !open.is_empty() {
+    if total > 0 {
+        let counts: BTreeMap<&str, u64> = outlook.counts.iter().map(|(label, count)| (label.as_str(), *count)).collect();
         list.insert("counts".into(), json!(counts));
     }
-    let mut sorted: Vec<&Run> = open.iter().collect();
-    sorted.sort_by_key(|run| !matches!(run.status, Status::Escalated { .. }));
-    let next = if total == 0 {
-        "nothing is outstanding"
-    } else {
-        "await_work waits for works; answer_work answers those that are ESCALATED; check_work with a work_id shows one"
-    };
-    list.insert("next".into(), next.into());
+    list.insert("settled_since_last_look".into(), outlook.news.into());
+    if outlook.elsewhere > 0 {
+        list.insert("of_other_workspaces".into(), outlook.elsewhere.into());
+    }
+    list.insert("next".into(), next_of(outlook).into());
 
     // The braces, the names of the lists and the note on what was left out.
     const FRAME: usize = 120;
     let mut room = OUTSTANDING_MAX.saturating_sub(Value::Object(list.clone()).to_string().len() + FRAME);
-    let mut fit = |run: &Run, works: &mut Vec<Value>| {
-        let brief = brief(run, now);
+    let mut fit = |brief: Value, list: &mut Vec<Value>| {
         let len = brief.to_string().len() + 1;
-        let fits = len <= room;
-        if fits {
+        if len <= room {
             room -= len;
-            works.push(brief);
+            list.push(brief);
         }
-        fits
     };
-    let mut works = Vec::new();
-    for run in sorted {
-        if !fit(run, &mut works) {
-            break;
+    let (mut works, mut settled) = (Vec::new(), Vec::new());
+    for run in outlook.asking.iter().take(ASKING_SHOWN_MAX) {
+        let mut brief = brief(run, now);
+        if let Some(question) = questions.get(&run.work_id) {
+            brief["question"] = super::agents::one_line(question, QUESTION_SHOWN_MAX).into();
         }
+        fit(brief, &mut works);
     }
-    let mut settled = Vec::new();
-    for run in recent.iter().filter(|run| run.status.is_settled()).take(SETTLED_SHOWN_MAX) {
-        if !fit(run, &mut settled) {
-            break;
+    let news = usize::try_from(outlook.news).unwrap_or(usize::MAX);
+    for (place, run) in outlook.settled.iter().take(SETTLED_SHOWN_MAX).enumerate() {
+        let mut brief = brief(run, now);
+        if place < news {
+            brief["new"] = true.into();
         }
+        fit(brief, &mut settled);
+    }
+    for run in &outlook.open {
+        fit(brief(run, now), &mut works);
     }
     let hidden = total.saturating_sub(works.len() as u64);
-    if hidden > 0 && total > 0 {
+    if hidden > 0 {
         list.insert("not_shown".into(), hidden.into());
     }
     list.insert("works".into(), works.into());
@@ -264,6 +276,18 @@ pub(super) fn outstanding(total: u64, open: &[Run], recent: &[Run], now: Timesta
         list.insert("settled_last".into(), settled.into());
     }
     list
+}
+
+fn next_of(outlook: &Outlook) -> &'static str {
+    if !outlook.asking.is_empty() {
+        "check_work with a work_id shows its question in full; answer_work answers it"
+    } else if outlook.outstanding() > 0 {
+        "await_work waits for works; check_work with a work_id shows one"
+    } else if outlook.news > 0 {
+        "nothing is outstanding; check_work with a work_id shows a result"
+    } else {
+        "nothing is outstanding"
+    }
 }
 
 fn brief(run: &Run, now: Timestamp) -> Value {
@@ -306,32 +330,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn everything_outstanding_stays_under_400_tokens_for_any_number() {
-        let long = "n".repeat(64);
+    fn seen(open: usize, asking: usize, settled: usize, factor: u64, name: &str) -> Outlook {
         let escalated = Status::Escalated { mark: Mark::default(), ask: 1, parked: false };
-        let statuses = [Status::default(), Status::Accepted(Mark::default()), escalated];
-        for count in [0usize, 1, 5, 8, 50, 200] {
-            for total in [count as u64, u64::MAX] {
-                let open: Vec<Run> = (0..count).map(|n| run(n as u128, statuses[n % 3], &long)).collect();
-                let settled: Vec<Run> = (0..20).map(|n| run(n, Status::Complete, &long)).collect();
-                let list = outstanding(total, &open, &settled, Timestamp::from_millis(i64::MAX));
-                let text = Value::Object(list).to_string();
-                assert!(text.len() < OUTSTANDING_MAX, "{count} of {total}: {} characters", text.len());
+        let runs = |count: usize, status| (0..count).map(|n| run(n as u128, status, name)).collect::<Vec<Run>>();
+        Outlook {
+            counts: vec![("PENDING".into(), open as u64 * factor), ("ESCALATED".into(), asking as u64 * factor)],
+            asking: runs(asking, escalated),
+            open: runs(open, Status::default()),
+            news: settled as u64 * factor,
+            settled: runs(settled, Status::Complete),
+            elsewhere: factor,
+        }
+    }
+
+    #[test]
+    fn what_there_is_to_know_stays_under_400_tokens_for_any_number() {
+        let long = "n".repeat(64);
+        for (open, asking, settled) in [(0, 0, 0), (1, 0, 0), (20, 20, 20), (20, 0, 20), (0, 20, 0), (0, 0, 20), (3, 3, 3)] {
+            for factor in [1, 1_000_000_000_000] {
+                let outlook_ = seen(open, asking, settled, factor, &long);
+                let questions = outlook_.asking.iter().map(|run| (run.work_id, "\"why\"\u{1}\n".repeat(99))).collect();
+                let text = Value::Object(outlook(&outlook_, &questions, Timestamp::from_millis(i64::MAX))).to_string();
+                assert!(text.len() < OUTSTANDING_MAX, "{open} {asking} {settled}: {} characters", text.len());
             }
         }
     }
 
     #[test]
-    fn what_asks_for_help_is_shown_first() {
-        let mut open: Vec<Run> = (0..100).map(|n| run(n, Status::default(), "worker")).collect();
-        open[99].status = Status::Escalated { mark: Mark::default(), ask: 1, parked: true };
-        let list = outstanding(100, &open, &[], Timestamp::from_millis(61_000));
-        assert_eq!(list["works"][0]["status"], "ESCALATED");
+    fn what_asks_for_help_is_shown_first_and_what_is_new_is_marked() {
+        let mut known = seen(9, 1, 3, 1, "worker");
+        known.news = 1;
+        let questions = HashMap::from([(known.asking[0].work_id, "which colour?".to_owned())]);
+        let list = outlook(&known, &questions, Timestamp::from_millis(61_000));
+        assert_eq!((&list["works"][0]["status"], &list["works"][0]["question"]), (&json!("ESCALATED"), &json!("which colour?")));
         assert_eq!(list["works"][1]["ago"], "1m1s");
-        assert_eq!(list["counts"]["PENDING"], 99);
+        assert_eq!((&list["counts"]["PENDING"], &list["outstanding"]), (&json!(9), &json!(10)));
+        assert_eq!(list["settled_last"][0]["new"], true);
+        assert_eq!(list["settled_last"][1]["new"], Value::Null);
         let shown = list["works"].as_array().unwrap().len() as u64;
-        assert_eq!(list["not_shown"].as_u64().unwrap() + shown, 100);
+        assert_eq!(list["not_shown"].as_u64().unwrap() + shown, 10);
     }
 
     #[test]

@@ -9,19 +9,23 @@ use futures_util::future::BoxFuture;
 use rmcp::handler::server::router::tool::ToolRouter;
 use rmcp::handler::server::tool::ToolCallContext;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode,
-    GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-    ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
-    SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
+    CacheScope, CallToolRequestParams, CallToolResponse, CancelTaskMethod, CancelTaskParams, CompleteRequestParams, CompleteResult,
+    ConstString, CustomRequest, CustomResult, ErrorCode, GetPromptRequestParams, GetPromptResponse, GetTaskMethod, GetTaskParams,
+    GetTaskResult, Implementation, InitializeRequestParams, InitializeResult, ListPromptsResult, ListResourceTemplatesResult,
+    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, RequestStateCodec,
+    ServerCapabilities, ServerConfig, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskMethod,
+    UpdateTaskParams,
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, SubscriptionContext};
 use rmcp::{ErrorData, ServerHandler};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use super::call::{caller, is_modern, takes_forms};
 use super::problem::Problem;
+use super::tasks::Asking;
 use super::{agents, changes, prompts, resources};
 use crate::dispatcher::{Caller, Dispatcher};
 
@@ -71,6 +75,8 @@ pub(super) struct Shared {
     router: ToolRouter<Server>,
     tools: Vec<Tool>,
     config: ServerConfig,
+    /// Seals what newer clients bring back, once the lattice's secret is known.
+    pub(super) codec: OnceCell<RequestStateCodec>,
 }
 
 impl Server {
@@ -88,6 +94,7 @@ impl Server {
             tools: router.list_all(),
             router,
             config: config(),
+            codec: OnceCell::new(),
         };
         Self::connect(Arc::new(shared), parts.caller)
     }
@@ -98,13 +105,17 @@ impl Server {
     /// a value of its own, so that nothing is shared between such requests.
     #[must_use]
     pub fn for_connection(&self) -> Self {
-        self.with_caller(if self.0.caller.work().is_some() { self.0.caller.clone() } else { Caller::connection() })
+        let caller = &self.0.caller;
+        let new = || Caller::connection().owned_by(caller.owner().cloned());
+        self.with_caller(if caller.work().is_some() { caller.clone() } else { new() })
     }
 
     /// The server of a single request: nothing is remembered of its caller.
     #[must_use]
     pub fn for_request(&self) -> Self {
-        self.with_caller(if self.0.caller.work().is_some() { self.0.caller.clone() } else { Caller::stateless() })
+        let caller = &self.0.caller;
+        let new = || Caller::stateless().owned_by(caller.owner().cloned());
+        self.with_caller(if caller.work().is_some() { caller.clone() } else { new() })
     }
 
     /// The server of another connection with this caller, over the same lattice.
@@ -165,6 +176,16 @@ impl Server {
         self.enter().await.map_err(|problem| ErrorData::internal_error(problem.text().to_owned(), None))
     }
 
+    /// Who asks after a task; only newer clients do.
+    fn asking<M: ConstString>(&self, context: &RequestContext<RoleServer>) -> Result<Asking, ErrorData> {
+        if !is_modern(context.protocol_version().as_ref()) {
+            return Err(ErrorData::method_not_found::<M>());
+        }
+        let caller = caller(&context.extensions, &self.0.caller);
+        let takes_forms = caller.work().is_none() && takes_forms(context.client_capabilities().as_ref());
+        Ok(Asking { caller, takes_forms })
+    }
+
     /// The tools, with the live registry in the description of `assign_work`.
     pub(super) fn tools(&self) -> Vec<Tool> {
         let max = self.dispatcher().config().mcp.agents_described_max;
@@ -186,6 +207,7 @@ fn config() -> ServerConfig {
         .enable_resources_list_changed()
         .enable_prompts()
         .enable_completions()
+        .enable_tasks()
         .build();
     ServerConfig::new(capabilities)
         .with_server_info(Implementation::new("lattice-mcp", env!("CARGO_PKG_VERSION")).with_title("Lattice"))
@@ -195,6 +217,36 @@ fn config() -> ServerConfig {
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
         self.0.shared.config.clone()
+    }
+
+    async fn initialize(
+        &self,
+        request: InitializeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<InitializeResult, ErrorData> {
+        context.peer.set_peer_info(request.clone());
+        let mut welcome = self.negotiate_initialize(&request)?;
+        // Tasks belong to the newer protocol.
+        welcome.capabilities.extensions = None;
+        Ok(welcome)
+    }
+
+    async fn get_task(&self, request: GetTaskParams, context: RequestContext<RoleServer>) -> Result<GetTaskResult, ErrorData> {
+        let asking = self.asking::<GetTaskMethod>(&context)?;
+        let _room = self.admit().await?;
+        self.task(&asking, &request.task_id).await
+    }
+
+    async fn update_task(&self, request: UpdateTaskParams, context: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        let asking = self.asking::<UpdateTaskMethod>(&context)?;
+        let _room = self.admit().await?;
+        self.update_task_of(&asking, &request.task_id, &request.input_responses).await
+    }
+
+    async fn cancel_task(&self, request: CancelTaskParams, context: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        let asking = self.asking::<CancelTaskMethod>(&context)?;
+        let _room = self.admit().await?;
+        self.cancel_task_of(&asking, &request.task_id).await
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {

@@ -20,7 +20,9 @@ use crate::model::agent::{Definition, Limits, Manifest, Prompt, RunnerSpec};
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use crate::model::id::WorkId;
 use crate::model::output::{Media, Output};
+use crate::model::owner::{Owner, Principal, Workspace};
 use crate::model::size::Size;
+use crate::model::time::Span;
 use crate::registry::{Identity, Registry};
 use crate::runs::Runs;
 use crate::telemetry::{new_instance, now};
@@ -106,8 +108,12 @@ impl Fixture {
 
     /// A connection that has said hello in the older protocol.
     async fn client(&self) -> Client {
+        self.client_with(json!({})).await
+    }
+
+    async fn client_with(&self, capabilities: Value) -> Client {
         let mut client = self.raw(Size::mib(16));
-        let hello = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"}});
+        let hello = json!({"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": {"name": "test", "version": "0"}});
         let welcome = client.request("initialize", hello).await;
         assert_eq!(welcome["result"]["serverInfo"]["name"], "lattice-mcp", "{welcome}");
         client.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
@@ -131,6 +137,7 @@ impl Fixture {
             notifications: Vec::new(),
             served: Some(served),
             modern: false,
+            capabilities: json!({}),
         }
     }
 
@@ -152,6 +159,21 @@ impl Fixture {
         self.dispatcher.transport().log.append(vec![record(&event)]).await.unwrap();
     }
 
+    /// A work of this agent, which asks a person.
+    async fn asks_a_person(&self, client: &mut Client, agent: &str) -> Value {
+        let id = client.assign(agent).await;
+        self.happens(&id, 1, Kind::Accepted).await;
+        let ask = Ask { ask: 1, reason: "may I?".into(), context: Value::Null, needs: Needs::Human, parked: false };
+        self.happens(&id, 1, Kind::Escalate(ask)).await;
+        id
+    }
+
+    async fn answer_of(&self, id: &Value) -> (Option<Value>, Option<Needs>) {
+        let work = self.dispatcher.check(id.as_str().unwrap().parse().unwrap()).await.unwrap();
+        let exchange = work.exchanges.last().unwrap();
+        (exchange.answer.clone(), exchange.answered_by.as_ref().map(|by| by.who))
+    }
+
     async fn completes(&self, id: &Value, result: Value) {
         self.happens(id, 1, Kind::Accepted).await;
         self.happens(id, 1, Kind::Complete { result: Output::Inline(result), duration_ms: 7 }).await;
@@ -165,6 +187,7 @@ struct Client {
     notifications: Vec<Value>,
     served: Option<tokio::task::JoinHandle<Result<(), super::Error>>>,
     modern: bool,
+    capabilities: Value,
 }
 
 impl Client {
@@ -187,7 +210,7 @@ impl Client {
         if self.modern {
             params["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2026-07-28".into();
             params["_meta"]["io.modelcontextprotocol/clientInfo"] = json!({"name": "test", "version": "0"});
-            params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
+            params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = self.capabilities.clone();
         }
         self.send(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params})).await;
         id
@@ -203,6 +226,17 @@ impl Client {
                 return message;
             }
         }
+    }
+
+    /// The next request of the server.
+    async fn asked(&mut self, method: &str) -> Value {
+        let request = self.notified(method).await;
+        assert!(request["id"].is_number() || request["id"].is_string(), "{request}");
+        request
+    }
+
+    async fn reply(&mut self, request: &Value, result: Value) {
+        self.send(&json!({"jsonrpc": "2.0", "id": request["id"], "result": result})).await;
     }
 
     async fn request(&mut self, method: &str, params: Value) -> Value {
@@ -302,6 +336,8 @@ async fn both_generations_are_told_exactly_what_is_served() {
     let mut new = fixture.raw(Size::mib(1));
     new.modern = true;
     let discovered = new.request("server/discover", json!({})).await;
+    let mut wanted = wanted;
+    wanted["extensions"] = json!({"io.modelcontextprotocol/tasks": {}});
     assert_eq!(discovered["result"]["capabilities"], wanted, "{discovered}");
     assert!(discovered["result"]["instructions"].as_str().unwrap().contains("check_work"));
     assert_eq!(fixture.woken.load(Ordering::SeqCst), 0, "a probe wakes nobody");
@@ -816,7 +852,420 @@ async fn an_escalation_by_a_client_that_names_the_work_is_queued_when_nobody_ans
     fixture.happens(&id, 1, Kind::Accepted).await;
     let ask = Ask { ask: 1, reason: "r".into(), context: Value::Null, needs: Needs::Human, parked: false };
     fixture.happens(&id, 1, Kind::Escalate(ask)).await;
-    fixture.happens(&id, 0, Kind::Answered { ask: 1, answer: json!({"go": true}) }).await;
+    fixture.happens(&id, 0, Kind::Answered { ask: 1, answer: json!({"go": true}), by: None }).await;
     let answered = client.call("escalate", json!({"work_id": id, "reason": "r", "needs": "HUMAN"})).await;
     assert_eq!((&answered["answered"], &answered["answer"]), (&json!(true), &json!({"go": true})));
+}
+
+fn forms() -> Value {
+    json!({"elicitation": {"form": {}}})
+}
+
+#[tokio::test]
+async fn an_older_clients_person_answers_in_a_form_while_the_wait_goes_on() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.client_with(forms()).await;
+    let id = fixture.asks_a_person(&mut client, "worker").await;
+    let waiting = client.begin("tools/call", json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "20s"}})).await;
+    let form = client.asked("elicitation/create").await;
+    assert!(form["params"]["message"].as_str().unwrap().contains("Agent worker asks"), "{form}");
+    client.reply(&form, json!({"action": "accept", "content": {"answer": "go on"}})).await;
+    // The wait outlives the form: the work goes on with the answer.
+    while fixture.answer_of(&id).await != (Some(json!("go on")), Some(Needs::Human)) {
+        tokio::task::yield_now().await;
+    }
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    let done = client.answer(waiting).await;
+    assert_eq!(done["result"]["structuredContent"]["status"], "COMPLETE", "{done}");
+}
+
+#[tokio::test]
+async fn a_form_that_is_not_filled_in_is_no_answer_and_one_that_is_late_is_taken_back() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.client_with(forms()).await;
+    let id = fixture.asks_a_person(&mut client, "worker").await;
+    for says in
+        [json!({"action": "decline"}), json!({"action": "cancel"}), json!({"action": "accept", "content": {}}), json!({"answer": "yes"})]
+    {
+        let waiting = client.begin("tools/call", json!({"name": "await_work", "arguments": {"work_id": id}})).await;
+        let form = client.asked("elicitation/create").await;
+        client.reply(&form, says.clone()).await;
+        let seen = client.answer(waiting).await["result"]["structuredContent"].clone();
+        assert_eq!(seen["status"], "ESCALATED", "{says}: {seen}");
+        assert!(seen["note"].as_str().unwrap().contains("it stays open"), "{seen}");
+        assert!(seen["next"].as_str().unwrap().contains("ask your user"), "{seen}");
+    }
+    // A model's word is no person's word where the person can be asked.
+    let answering = client.begin("tools/call", json!({"name": "answer_work", "arguments": {"work_id": id, "answer": "yes"}})).await;
+    let form = client.asked("elicitation/create").await;
+    client.reply(&form, json!({"action": "decline"})).await;
+    let refused = client.answer(answering).await;
+    assert_eq!(refused["result"]["isError"], true, "{refused}");
+    assert_eq!(fixture.answer_of(&id).await, (None, None));
+
+    let waiting = client.begin("tools/call", json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "20s"}})).await;
+    let form = client.asked("elicitation/create").await;
+    let mut other = fixture.client().await;
+    let told = other.call("check_work", json!({"work_id": id})).await;
+    assert!(told["next"].as_str().unwrap().contains(&format!("lattice-mcp work answer {} TEXT", id.as_str().unwrap())), "{told}");
+    other.call("answer_work", json!({"work_id": id, "answer": "they say go"})).await;
+    let taken_back = client.notified("notifications/cancelled").await;
+    assert_eq!(taken_back["params"]["requestId"], form["id"], "{taken_back}");
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    assert_eq!(client.answer(waiting).await["result"]["structuredContent"]["status"], "COMPLETE");
+}
+
+#[tokio::test]
+async fn a_newer_clients_person_answers_between_two_tries_and_nothing_else_passes() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.raw(Size::mib(1));
+    (client.modern, client.capabilities) = (true, forms());
+    let id = fixture.asks_a_person(&mut client, "worker").await;
+    let call = json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "20s"}});
+    let form = client.request("tools/call", call.clone()).await["result"].clone();
+    assert_eq!(form["resultType"], "input_required", "{form}");
+    let (key, request) = form["inputRequests"].as_object().unwrap().iter().next().unwrap();
+    assert_eq!(request["method"], "elicitation/create");
+    let retry = |state: &str, key: &str, said: Value, call: &Value| {
+        let mut call = call.clone();
+        call["requestState"] = state.into();
+        call["inputResponses"] = json!({ key: said });
+        call
+    };
+    let (state, yes) = (form["requestState"].as_str().unwrap(), json!({"action": "accept", "content": {"answer": "yes"}}));
+    let mut tampered = state.to_owned();
+    let last = tampered.pop().unwrap();
+    tampered.push(if last == 'A' { 'B' } else { 'A' });
+    let other = json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "21s"}});
+    let escalate = json!({"name": "escalate", "arguments": {"work_id": id, "reason": "may I?"}});
+    for (what, bad) in [
+        ("a tampered state", retry(&tampered, key, yes.clone(), &call)),
+        ("no state at all", retry("", key, yes.clone(), &call)),
+        ("garbage", retry("yes", key, yes.clone(), &call)),
+        ("another request", retry(state, key, yes.clone(), &other)),
+        ("another tool", retry(state, key, yes.clone(), &escalate)),
+        ("another question", retry(state, "x", yes.clone(), &call)),
+        ("no form", retry(state, key, json!("yes"), &call)),
+        ("a form without an answer", retry(state, key, json!({"action": "accept", "content": {"answer": 5}}), &call)),
+    ] {
+        let refused = client.request("tools/call", bad).await;
+        assert_eq!(refused["error"]["code"], -32602, "{what}: {refused}");
+    }
+    let mut alone = call.clone();
+    alone["inputResponses"] = json!({ key: yes });
+    let refused = client.request("tools/call", alone).await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("without the requestState"), "{refused}");
+    // Another caller brings it back: an agent, whose connection is bound to a run.
+    let work = fixture.dispatcher.check(id.as_str().unwrap().parse().unwrap()).await.unwrap();
+    let bound = Bound { work_id: work.work_id, run_id: work.run_id.clone(), attempt: 1 };
+    let mut agent = fixture.connect(fixture.server.with_caller(Caller::bound(bound)), Size::mib(1));
+    (agent.modern, agent.capabilities) = (true, forms());
+    let refused = agent.request("tools/call", retry(state, key, yes.clone(), &call)).await;
+    assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    assert_eq!(fixture.answer_of(&id).await, (None, None));
+
+    let waiting = client.begin("tools/call", retry(state, key, yes.clone(), &call)).await;
+    while fixture.answer_of(&id).await != (Some(json!("yes")), Some(Needs::Human)) {
+        tokio::task::yield_now().await;
+    }
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    assert_eq!(client.answer(waiting).await["result"]["structuredContent"]["status"], "COMPLETE");
+    // The same form twice: it is told that its answer came too late.
+    let late = client.request("tools/call", retry(state, key, yes, &call)).await;
+    assert_eq!(late["result"]["isError"], true, "{late}");
+}
+
+#[tokio::test]
+async fn a_form_that_a_newer_clients_person_declines_is_not_shown_again_in_that_wait() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.raw(Size::mib(1));
+    (client.modern, client.capabilities) = (true, forms());
+    let id = fixture.asks_a_person(&mut client, "worker").await;
+    let mut call = json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "20s"}});
+    let form = client.request("tools/call", call.clone()).await["result"].clone();
+    call["requestState"] = form["requestState"].clone();
+    let key = form["inputRequests"].as_object().unwrap().keys().next().unwrap().clone();
+    call["inputResponses"] = json!({ key: {"action": "decline"} });
+    let seen = client.request("tools/call", call).await["result"]["structuredContent"].clone();
+    assert_eq!(seen["status"], "ESCALATED", "{seen}");
+    assert!(seen["next"].as_str().unwrap().contains("ask your user"), "{seen}");
+}
+
+#[tokio::test]
+async fn of_two_who_answer_at_once_one_wins_and_the_other_is_told_also_when_they_say_the_same() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.client().await;
+    for _ in 0..20 {
+        let id = fixture.asks_a_person(&mut client, "worker").await;
+        let answer = json!({"name": "answer_work", "arguments": {"work_id": id, "answer": "yes"}});
+        let (mut one, mut two) = (fixture.client().await, fixture.client().await);
+        let (one, two) = tokio::join!(one.request("tools/call", answer.clone()), two.request("tools/call", answer));
+        let refused: Vec<&Value> = [&one, &two].into_iter().filter(|answer| answer["result"]["isError"] == true).collect();
+        assert_eq!(refused.len(), 1, "{one} {two}");
+        assert!(refused[0].to_string().contains("was answered already"), "{}", refused[0]);
+    }
+    let id = fixture.asks_a_person(&mut client, "worker").await;
+    let wrong = client.refused("answer_work", json!({"work_id": id, "answer": "yes", "ask": 2})).await;
+    assert!(wrong.contains("has asked no question 2; question 1 is open"), "{wrong}");
+    let wrong = client.refused("answer_work", json!({"work_id": id, "answer": "yes", "ask": -1})).await;
+    assert!(wrong.contains("ask must be"), "{wrong}");
+}
+
+#[tokio::test]
+async fn whoever_escalates_to_a_person_asks_their_own_user_where_they_can() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.client_with(forms()).await;
+    let id = client.assign("worker").await;
+    fixture.happens(&id, 1, Kind::Accepted).await;
+    let question = json!({"work_id": id, "reason": "may I?", "needs": "human"});
+    let asking = client.begin("tools/call", json!({"name": "escalate", "arguments": question})).await;
+    let form = client.asked("elicitation/create").await;
+    client.reply(&form, json!({"action": "decline"})).await;
+    let queued = client.answer(asking).await["result"]["structuredContent"].clone();
+    assert_eq!(queued["answered"], false, "{queued}");
+    assert!(queued["note"].as_str().unwrap().contains("ask your user"), "{queued}");
+    let asking = client.begin("tools/call", json!({"name": "escalate", "arguments": question})).await;
+    let form = client.asked("elicitation/create").await;
+    client.reply(&form, json!({"action": "accept", "content": {"answer": "yes"}})).await;
+    let answered = client.answer(asking).await["result"]["structuredContent"].clone();
+    assert_eq!((&answered["answered"], &answered["answer"]), (&json!(true), &json!("yes")));
+    assert_eq!(fixture.answer_of(&id).await, (Some(json!("yes")), Some(Needs::Human)));
+}
+
+#[tokio::test]
+async fn each_workspace_sees_its_own_works_and_what_is_new_to_it() {
+    let fixture = Fixture::new();
+    fixture.offer(&["worker"]).await;
+    let owner = |name| Some(Owner::of(Principal::User, &Workspace::Named(name)));
+    let at = |name| fixture.connect(fixture.server.with_caller(Caller::connection().owned_by(owner(name))), Size::mib(1));
+    let (mut one, mut two) = (at("one"), at("two"));
+    (one.modern, two.modern) = (true, true);
+    let (done, open) = (one.assign("worker").await, one.assign("worker").await);
+    fixture.completes(&done, json!(1)).await;
+    let asking = fixture.asks_a_person(&mut one, "worker").await;
+    let theirs = two.assign("worker").await;
+
+    let seen = one.call("check_work", json!({})).await;
+    assert_eq!(
+        (&seen["outstanding"], &seen["settled_since_last_look"], &seen["of_other_workspaces"]),
+        (&json!(2), &json!(1), &json!(1)),
+        "{seen}"
+    );
+    assert_eq!((&seen["works"][0]["work_id"], &seen["works"][0]["question"]), (&asking, &json!("may I?")), "{seen}");
+    assert_eq!((&seen["works"][1]["work_id"], &seen["works"][1]["status"]), (&open, &json!("PENDING")), "{seen}");
+    assert_eq!((&seen["settled_last"][0]["work_id"], &seen["settled_last"][0]["new"]), (&done, &json!(true)), "{seen}");
+    let mut again = at("one");
+    again.modern = true;
+    let seen = again.call("check_work", json!({})).await;
+    assert_eq!((&seen["settled_since_last_look"], &seen["settled_last"][0]["new"]), (&json!(0), &Value::Null), "{seen}");
+    let seen = two.call("check_work", json!({})).await;
+    assert_eq!(
+        (&seen["works"][0]["work_id"], &seen["outstanding"], &seen["settled_since_last_look"]),
+        (&theirs, &json!(1), &json!(0)),
+        "{seen}"
+    );
+
+    // An agent sees what it has assigned itself, and that counts as its orderer's.
+    let work = fixture.dispatcher.check(open.as_str().unwrap().parse().unwrap()).await.unwrap();
+    let bound = Bound { work_id: work.work_id, run_id: work.run_id.clone(), attempt: 1 };
+    let mut agent = fixture.connect(fixture.server.with_caller(Caller::bound(bound)), Size::mib(1));
+    agent.modern = true;
+    assert_eq!(agent.call("check_work", json!({})).await["outstanding"], 0);
+    let child = agent.assign("worker").await;
+    assert_eq!(agent.call("check_work", json!({})).await["works"][0]["work_id"], child);
+    assert_eq!(one.call("check_work", json!({})).await["outstanding"], 3);
+    fixture.completes(&child, json!(2)).await;
+    let seen = agent.call("check_work", json!({})).await;
+    assert_eq!((&seen["outstanding"], &seen["settled_since_last_look"]), (&json!(0), &json!(1)), "{seen}");
+    assert_eq!(agent.call("check_work", json!({})).await["settled_since_last_look"], 0);
+}
+
+fn knows_tasks() -> Value {
+    json!({"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}})
+}
+
+fn soon_tasks() -> Config {
+    let mut config = Config::default();
+    config.mcp.task_after = Span::millis(50);
+    config
+}
+
+impl Fixture {
+    fn modern(&self, owner: &str, capabilities: Value) -> Client {
+        let owner = Some(Owner::of(Principal::User, &Workspace::Named(owner)));
+        let mut client = self.connect(self.server.with_caller(Caller::connection().owned_by(owner)), Size::mib(1));
+        (client.modern, client.capabilities) = (true, capabilities);
+        client
+    }
+}
+
+impl Client {
+    /// Waits for works, which becomes a task.
+    async fn task(&mut self, arguments: Value) -> String {
+        let made = self.request("tools/call", json!({"name": "await_work", "arguments": arguments})).await["result"].clone();
+        assert_eq!((&made["resultType"], &made["status"]), (&json!("task"), &json!("working")), "{made}");
+        assert_eq!((&made["ttlMs"], &made["pollIntervalMs"]), (&json!(86_400_000), &json!(1000)), "{made}");
+        made["taskId"].as_str().unwrap().to_owned()
+    }
+
+    async fn of_task(&mut self, method: &str, id: &str, responses: Option<Value>) -> Value {
+        let mut params = json!({"taskId": id});
+        if let Some(responses) = responses {
+            params["inputResponses"] = responses;
+        }
+        self.request(method, params).await
+    }
+
+    /// How a task stands.
+    async fn stands(&mut self, id: &str) -> Value {
+        self.of_task("tasks/get", id, None).await["result"].clone()
+    }
+}
+
+#[tokio::test]
+async fn a_wait_in_line_becomes_a_task_that_is_answered_and_ends_with_the_work() {
+    let fixture = Fixture::with(soon_tasks());
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.modern("one", knows_tasks());
+    let id = client.assign("worker").await;
+    let task = client.task(json!({"work_id": id})).await;
+    fixture.happens(&id, 1, Kind::Accepted).await;
+    fixture.happens(&id, 1, Kind::Progress { pct: Some(50.0), message: Some("half way".into()) }).await;
+    let working = client.stands(&task).await;
+    assert_eq!((&working["status"], &working["resultType"]), (&json!("working"), &json!("complete")), "{working}");
+    assert!(working["statusMessage"].as_str().unwrap().contains("half way"), "{working}");
+
+    let ask = Ask { ask: 1, reason: "which colour?".into(), context: Value::Null, needs: Needs::Orchestrator, parked: false };
+    fixture.happens(&id, 1, Kind::Escalate(ask)).await;
+    let asking = client.stands(&task).await;
+    assert_eq!(asking["status"], "input_required", "{asking}");
+    let (key, request) = asking["inputRequests"].as_object().unwrap().iter().next().unwrap();
+    assert_eq!(request["method"], "elicitation/create", "{asking}");
+    for bad in [json!("blue"), json!({"action": "accept"}), json!({"action": "maybe"})] {
+        let refused = client.of_task("tasks/update", &task, Some(json!({ key: bad }))).await;
+        assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    }
+    let ignored = client.of_task("tasks/update", &task, Some(json!({"unknown": {"action": "accept", "content": {"answer": "x"}}}))).await;
+    assert_eq!(ignored["result"]["resultType"], "complete", "{ignored}");
+    assert_eq!(fixture.answer_of(&id).await, (None, None));
+    let blue = json!({ key: {"action": "accept", "content": {"answer": "blue"}} });
+    let taken = client.of_task("tasks/update", &task, Some(blue.clone())).await;
+    assert_eq!(taken["result"]["resultType"], "complete", "{taken}");
+    assert_eq!(fixture.answer_of(&id).await, (Some(json!("blue")), Some(Needs::Human)));
+    let twice = client.of_task("tasks/update", &task, Some(blue)).await;
+    assert!(twice["error"]["message"].as_str().unwrap().contains("answered already"), "{twice}");
+    assert_eq!(client.stands(&task).await["status"], "working");
+
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!({"n": 1})), duration_ms: 3 }).await;
+    for _ in 0..2 {
+        let done = client.stands(&task).await;
+        assert_eq!((&done["status"], &done["result"]["structuredContent"]["result"]), (&json!("completed"), &json!({"n": 1})), "{done}");
+        let ended = client.of_task("tasks/cancel", &task, None).await;
+        assert_eq!(ended["result"]["resultType"], "complete", "an ended task stays as it is: {ended}");
+    }
+    // Settled work needs no task.
+    let at_once = client.call("await_work", json!({"work_id": id})).await;
+    assert_eq!(at_once["status"], "COMPLETE");
+}
+
+#[tokio::test]
+async fn a_task_is_its_callers_alone_and_only_of_those_who_know_tasks() {
+    let fixture = Fixture::with(soon_tasks());
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.modern("one", knows_tasks());
+    let id = client.assign("worker").await;
+    let task = client.task(json!({"work_ids": [id]})).await;
+    assert_eq!(task.len(), 64);
+    let work = fixture.dispatcher.check(id.as_str().unwrap().parse().unwrap()).await.unwrap();
+    let bound = Bound { work_id: work.work_id, run_id: work.run_id.clone(), attempt: 1 };
+    let mut agent = fixture.connect(fixture.server.with_caller(Caller::bound(bound)), Size::mib(1));
+    (agent.modern, agent.capabilities) = (true, knows_tasks());
+    let mut other = fixture.modern("two", knows_tasks());
+    let mut tampered = task.clone().into_bytes();
+    tampered[0] = if tampered[0] == b'0' { b'1' } else { b'0' };
+    let tampered = String::from_utf8(tampered).unwrap();
+    for method in ["tasks/get", "tasks/cancel", "tasks/update"] {
+        let responses = || (method == "tasks/update").then(|| json!({}));
+        for who in [&mut agent, &mut other] {
+            let refused = who.of_task(method, &task, responses()).await;
+            assert_eq!(refused["error"]["code"], -32602, "{method}: {refused}");
+        }
+        for guess in [tampered.as_str(), "", "1", "../x", &"é".repeat(9999), id.as_str().unwrap()] {
+            let refused = client.of_task(method, guess, responses()).await;
+            assert_eq!(refused["error"]["code"], -32602, "{method}: {refused}");
+            assert!(refused.to_string().len() < 600, "{refused}");
+        }
+        let mut without = fixture.modern("one", forms());
+        let refused = without.of_task(method, &task, responses()).await;
+        assert_eq!(refused["error"]["code"], -32021, "{method}: {refused}");
+        let mut old = fixture.client_with(knows_tasks()).await;
+        let refused = old.of_task(method, &task, responses()).await;
+        assert_eq!(refused["error"]["code"], -32601, "{method}: {refused}");
+    }
+    for mut waiting in [fixture.modern("one", forms()), fixture.client_with(knows_tasks()).await] {
+        let in_line = waiting.call("await_work", json!({"work_id": id, "timeout": "200ms"})).await;
+        assert!(in_line["note"].as_str().unwrap().contains("still working"), "{in_line}");
+    }
+    assert_eq!(client.stands(&task).await["status"], "working");
+    // Another connection of the same caller is the same caller.
+    assert_eq!(fixture.modern("one", knows_tasks()).stands(&task).await["status"], "working");
+}
+
+#[tokio::test]
+async fn a_cancelled_task_ends_the_wait_and_not_the_work() {
+    let fixture = Fixture::with(soon_tasks());
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.modern("one", knows_tasks());
+    let id = client.assign("worker").await;
+    let task = client.task(json!({"work_id": id})).await;
+    let taken = client.of_task("tasks/cancel", &task, None).await;
+    assert_eq!(taken["result"]["resultType"], "complete", "{taken}");
+    assert_eq!(client.stands(&task).await["status"], "cancelled");
+    let refused = client.of_task("tasks/update", &task, Some(json!({}))).await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("cancelled"), "{refused}");
+    assert_eq!(client.call("check_work", json!({"work_id": id})).await["status"], "PENDING");
+    fixture.completes(&id, json!(1)).await;
+    assert_eq!(client.stands(&task).await["status"], "cancelled", "what has ended stays as it is");
+    assert_eq!(client.call("await_work", json!({"work_id": id})).await["result"], 1);
+}
+
+#[tokio::test]
+async fn a_task_that_has_ended_stays_as_it_is() {
+    let fixture = Fixture::with(soon_tasks());
+    fixture.offer(&["worker"]).await;
+    let mut client = fixture.modern("one", knows_tasks());
+    let id = client.assign("worker").await;
+    let declined = client.task(json!({"work_id": id})).await;
+    let run_out = client.task(json!({"work_id": id, "timeout": "100ms"})).await;
+    let ended = loop {
+        let stands = client.stands(&run_out).await;
+        if stands["status"] != "working" {
+            break stands;
+        }
+    };
+    assert!(ended["result"]["structuredContent"]["note"].as_str().unwrap().contains("still working"), "{ended}");
+    fixture.happens(&id, 1, Kind::Accepted).await;
+    let ask = Ask { ask: 1, reason: "may I?".into(), context: Value::Null, needs: Needs::Human, parked: false };
+    fixture.happens(&id, 1, Kind::Escalate(ask)).await;
+    let asking = client.stands(&declined).await;
+    let key = asking["inputRequests"].as_object().unwrap().keys().next().unwrap().clone();
+    client.of_task("tasks/update", &declined, Some(json!({ key: {"action": "decline"} }))).await;
+    let seen = client.stands(&declined).await;
+    assert_eq!((&seen["status"], &seen["result"]["structuredContent"]["status"]), (&json!("completed"), &json!("ESCALATED")), "{seen}");
+    assert_eq!(fixture.answer_of(&id).await, (None, None));
+    // A client without forms gets the question as the task's result.
+    let mut formless = fixture.modern("one", json!({"extensions": {"io.modelcontextprotocol/tasks": {}}}));
+    let told = formless.call("await_work", json!({"work_id": id})).await;
+    assert!(told["next"].as_str().unwrap().contains("ask your user"), "{told}");
+    formless.call("answer_work", json!({"work_id": id, "answer": "yes"})).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 3 }).await;
+    for (task, was) in [(&declined, seen), (&run_out, ended)] {
+        assert_eq!(client.stands(task).await["result"], was["result"], "it changed after its end");
+    }
 }

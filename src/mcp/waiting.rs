@@ -10,15 +10,18 @@ use serde_json::{Map, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::answer::{Answer, object};
+use super::answer::{Answer, Response, object};
 use super::call::{Call, patience};
+use super::forms::{self, Asked, Way};
 use super::problem::Problem;
 use super::server::Server;
 use super::work::report_schema;
 use crate::dispatcher::Mode;
-use crate::model::event::{Event, Kind};
+use crate::model::event::{Ask, Event, Kind};
 use crate::model::id::WorkId;
-use crate::model::work::{Status, Work};
+use crate::model::time::Timestamp;
+use crate::model::work::Work;
+use crate::telemetry::now;
 
 /// How many progress messages may wait for a slow client; further ones are left out.
 const PROGRESS_WAITING_MAX: usize = 64;
@@ -34,7 +37,7 @@ impl Server {
     #[tool(
         name = "await_work",
         title = "Wait for work",
-        description = "Waits until work is done, or asks for help (ESCALATED: use answer_work). If the wait runs out, the work goes on: \
+        description = "Waits until work is done, or asks for help (ESCALATED: see `next`). If the wait runs out, the work goes on: \
                        call await_work again. Ending the wait never ends the work.",
         input_schema = object(json!({
             "work_id": {"type": "string"},
@@ -45,45 +48,120 @@ impl Server {
         output_schema = object(report_schema(json!({"works": {"type": "array", "items": {"type": "object"}}})), &[]),
         annotations(read_only_hint = true, open_world_hint = false)
     )]
-    async fn await_work(&self, mut call: Call) -> Result<Answer, Problem> {
+    async fn await_work(&self, mut call: Call) -> Result<Response, Problem> {
         let (ids, list) = call.arguments.works()?;
         let mode = call.arguments.word("mode", &[("all", Mode::All), ("any", Mode::Any)])?.unwrap_or(Mode::All);
         let limits = &self.dispatcher().config().mcp;
-        let patience = patience(call.arguments.span("timeout")?, limits.await_default, limits.await_max);
+        let asked_for = call.arguments.span("timeout")?;
+        let patience = patience(asked_for, limits.await_default, limits.await_max);
         if ids.is_empty() {
             return Err(Problem::new(
                 "work_id and work_ids are both missing",
                 "Name the works to wait for, as assign_work returned them; check_work without arguments lists outstanding works.",
             ));
         }
-        let works = self.wait(&ids, mode, patience, &call).await?;
-        let done = |work: &Arc<Work>| work.status.is_settled() || matches!(work.status, Status::Escalated { .. });
-        let over = if mode == Mode::Any { works.iter().any(done) } else { works.iter().all(done) };
-        let mut further = Map::new();
-        if !over {
-            further.insert("note".into(), "still working, call await_work again".into());
-        }
-        match works[..] {
-            [ref work] if !list => Ok(self.report(work, further, &call)),
-            _ => Ok(self.reports(&works, further, &call)),
-        }
+        let wait = Wait { ids, list, mode };
+        let declined = match self.resume(&mut call).await {
+            Ok(declined) => declined,
+            Err(response) => return Ok(response),
+        };
+        let ends = asked_for.map(|_| now().after(patience));
+        self.wait_in_line(&call, &wait, patience, ends, declined).await
     }
 }
 
+/// What a client waits for.
+pub(super) struct Wait {
+    pub(super) ids: Vec<WorkId>,
+    /// They were given as a list, and are answered with one.
+    pub(super) list: bool,
+    pub(super) mode: Mode,
+}
+
+/// The first question that waits for a person who has not declined to answer it.
+fn question_of_person(works: &[Arc<Work>], declined: &[Asked]) -> Option<(Arc<Work>, Ask)> {
+    works.iter().find_map(|work| {
+        let (asked, ask) = Asked::of_person(work)?;
+        (!declined.contains(&asked)).then(|| (work.clone(), ask.clone()))
+    })
+}
+
 impl Server {
-    async fn wait(&self, ids: &[WorkId], mode: Mode, patience: Duration, call: &Call) -> Result<Vec<Arc<Work>>, Problem> {
+    /// Waits, and shows the forms of what only a person may answer; goes on as a task where the client knows those, until `ends` if given.
+    async fn wait_in_line(
+        &self,
+        call: &Call,
+        wait: &Wait,
+        patience: Duration,
+        ends: Option<Timestamp>,
+        mut declined: Vec<Asked>,
+    ) -> Result<Response, Problem> {
+        let (way, mut until) = (self.way(call), Instant::now() + patience);
+        let mut in_line = call.takes_tasks().then(|| Instant::now() + self.dispatcher().config().mcp.task_after.get());
+        let mut note = None;
+        loop {
+            let for_person = |works: &[Arc<Work>]| way.and_then(|way| Some((way, question_of_person(works, &declined)?)));
+            let this_far = in_line.map_or(until, |in_line| in_line.min(until));
+            let works = self.wait(wait, this_far, call, &|works| wait.mode.is_over(works) || for_person(works).is_some()).await?;
+            let Some((way, (work, ask))) = for_person(&works) else {
+                let goes_on = !wait.mode.is_over(&works) && Instant::now() < until && !call.ct.is_cancelled();
+                if in_line.take().is_none() || !goes_on {
+                    return Ok(self.waited(wait, &works, note, call.takes_links()).into());
+                }
+                match self.begin_task(&call.caller(&self.connection().caller), wait, ends, declined.clone()).await {
+                    Ok(task) => return Ok(task.into()),
+                    Err(error) => tracing::warn!(%error, "a wait could not become a task: it stays in line"),
+                }
+                continue;
+            };
+            if way == Way::Retry {
+                return self.form_result(call, &work, &ask, declined).await;
+            }
+            let shown = Instant::now();
+            let came = self.elicit(call, &work, &ask).await?;
+            // A person takes their time; what is waited for is the work.
+            until += shown.elapsed();
+            if let Some(text) = forms::no_answer(&came) {
+                note = Some(text);
+                declined.push(Asked { work_id: work.work_id, ask: ask.ask });
+            }
+        }
+    }
+
+    /// The answer to a wait that is over, or has run out.
+    pub(super) fn waited(&self, wait: &Wait, works: &[Arc<Work>], note: Option<String>, links: bool) -> Answer {
+        let mut further = Map::new();
+        if !wait.mode.is_over(works) {
+            further.insert("note".into(), "still working, call await_work again".into());
+        } else if let Some(note) = note {
+            further.insert("note".into(), note.into());
+        }
+        match works {
+            [work] if !wait.list => self.report(work, further, links),
+            _ => self.reports(works, further, links),
+        }
+    }
+
+    async fn wait(
+        &self,
+        wait: &Wait,
+        until: Instant,
+        call: &Call,
+        is_over: &(dyn Fn(&[Arc<Work>]) -> bool + Send + Sync),
+    ) -> Result<Vec<Arc<Work>>, Problem> {
         let (tell, heard) = mpsc::channel(PROGRESS_WAITING_MAX);
-        let named = ids.len() > 1;
+        let named = wait.ids.len() > 1;
         let mut observe = |work: &Work, event: &Event| {
             if let Some(text) = progress_text(work, event, named) {
                 // Full: the client is slower than the agents, and hears the next one.
                 let _ = tell.try_send(text);
             }
         };
-        let wait = self.dispatcher().wait(ids, mode, patience, &mut observe);
-        match self.heard(call, heard, wait).await {
+        let patience = until.saturating_duration_since(Instant::now());
+        let waiting = self.dispatcher().wait_for(&wait.ids, patience, &mut observe, is_over);
+        match self.heard(call, heard, waiting).await {
             Some(works) => Ok(works?),
-            None => self.check_all(ids).await,
+            None => self.check_all(&wait.ids).await,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Tools that hand work out, look at it and call it off.
 
+use std::collections::HashMap;
+
 use rmcp::{tool, tool_router};
 use serde_json::{Map, Value, json};
 
@@ -9,7 +11,7 @@ use super::call::Call;
 use super::problem::Problem;
 use super::report::{self, Reporter};
 use super::server::Server;
-use crate::dispatcher::Request;
+use crate::dispatcher::{Caller, Request};
 use crate::model::id::WorkId;
 use crate::model::time::Span;
 use crate::model::work::{Outcome, Work};
@@ -18,10 +20,8 @@ use crate::telemetry::now;
 
 /// How long a cancelled program has, beyond the time between TERM and KILL, until its stop is confirmed.
 const CONFIRM: Span = Span::secs(3);
-/// Of how many outstanding works the statuses are counted.
-const COUNTED_MAX: u32 = 200;
-/// Among how many recent runs the last settled ones are looked for.
-const RECENT_MAX: u32 = 20;
+/// How many works of each kind are looked at to show what there is.
+const SHOWN_MAX: u32 = 12;
 
 /// The schema of a report on one work, with further properties.
 pub(super) fn report_schema(further: Value) -> Value {
@@ -100,7 +100,8 @@ impl Server {
     #[tool(
         name = "check_work",
         title = "Check work",
-        description = "Shows where work stands, without waiting. Without arguments: everything outstanding (use it after losing context). \
+        description = "Shows where work stands, without waiting. Without arguments: all that this workspace has outstanding, newly settled or \
+                       waiting for an answer (use it after losing context). \
                        Reads large results in parts with one of lines, grep, jsonpath, bytes.",
         input_schema = object(json!({
             "work_id": {"type": "string"},
@@ -137,14 +138,14 @@ impl Server {
             return self.check_run(&run_id).await;
         }
         match ids[..] {
-            [] => self.check_outstanding().await,
+            [] => self.look_around(&call.caller(&self.connection().caller)).await,
             [id] if !list => {
                 let work = self.dispatcher().check(id).await?;
-                Ok(self.report(&work, Map::new(), &call))
+                Ok(self.report(&work, Map::new(), call.takes_links()))
             }
             _ => {
                 let works = self.check_all(&ids).await?;
-                Ok(self.reports(&works, Map::new(), &call))
+                Ok(self.reports(&works, Map::new(), call.takes_links()))
             }
         }
     }
@@ -173,27 +174,27 @@ impl Server {
             further.insert("note".into(), "the stop was asked for and is not confirmed yet".into());
             further.insert("next".into(), "call await_work to see it confirmed".into());
         }
-        Ok(self.report(&work, further, &call))
+        Ok(self.report(&work, further, call.takes_links()))
     }
 }
 
 impl Server {
     /// An answer with one work.
-    pub(super) fn report(&self, work: &Work, further: Map<String, Value>, call: &Call) -> Answer {
+    pub(super) fn report(&self, work: &Work, further: Map<String, Value>, links: bool) -> Answer {
         let mut reporter = Reporter::single(self.dispatcher());
         let mut answer = reporter.work(work);
         answer.extend(further);
-        let links = if call.takes_links() { reporter.into_links() } else { Vec::new() };
+        let links = if links { reporter.into_links() } else { Vec::new() };
         Answer::new(answer).with_links(links)
     }
 
     /// An answer with several works.
-    pub(super) fn reports(&self, works: &[std::sync::Arc<Work>], further: Map<String, Value>, call: &Call) -> Answer {
+    pub(super) fn reports(&self, works: &[std::sync::Arc<Work>], further: Map<String, Value>, links: bool) -> Answer {
         let mut reporter = Reporter::several(self.dispatcher());
         let shown: Vec<Value> = works.iter().map(|work| Value::Object(reporter.work(work))).collect();
         let mut answer = further;
         answer.insert("works".into(), shown.into());
-        let links = if call.takes_links() { reporter.into_links() } else { Vec::new() };
+        let links = if links { reporter.into_links() } else { Vec::new() };
         Answer::new(answer).with_links(links)
     }
 
@@ -210,10 +211,14 @@ impl Server {
         Ok(works)
     }
 
-    async fn check_outstanding(&self) -> Result<Answer, Problem> {
-        let (total, open) = self.dispatcher().outstanding(COUNTED_MAX).await?;
-        let recent = self.dispatcher().runs().recent(RECENT_MAX, false).await.map_err(crate::dispatcher::Error::from)?;
-        Ok(Answer::new(report::outstanding(total, &open, &recent, now())))
+    async fn look_around(&self, caller: &Caller) -> Result<Answer, Problem> {
+        let outlook = self.dispatcher().look_around(caller, SHOWN_MAX).await?;
+        let mut questions = HashMap::new();
+        for run in outlook.asking.iter().take(report::ASKING_SHOWN_MAX) {
+            let work = self.dispatcher().check(run.work_id).await?;
+            questions.extend(work.open_question().map(|ask| (run.work_id, ask.reason.clone())));
+        }
+        Ok(Answer::new(report::outlook(&outlook, &questions, now())))
     }
 
     async fn check_run(&self, run_id: &str) -> Result<Answer, Problem> {

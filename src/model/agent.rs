@@ -88,6 +88,13 @@ pub enum RunnerSpec {
     Missing(String),
 }
 
+impl RunnerSpec {
+    /// Whether what it runs can be handed an answer while it runs.
+    pub const fn hears_answers(&self) -> bool {
+        matches!(self, Self::Command(Command { interactive: true, .. }))
+    }
+}
+
 /// A program and how to talk to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

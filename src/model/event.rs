@@ -74,6 +74,8 @@ pub enum Kind {
         ask: u32,
         /// The answer: data for the agent.
         answer: Value,
+        /// Who gave it; not known of events of older versions.
+        by: Option<Answerer>,
     },
     /// The attempt ended without settling the work; another will follow.
     Retrying {
@@ -115,6 +117,15 @@ pub enum Needs {
     Orchestrator,
     /// A person.
     Human,
+}
+
+/// Who answered a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answerer {
+    /// A person themself, in a form or at the command line, or an orchestrator's model.
+    pub who: Needs,
+    /// Tells this answer from any other, also from one with the same words.
+    pub id: uuid::Uuid,
 }
 
 /// Why an attempt or a work failed.
@@ -256,6 +267,8 @@ struct Wire {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     answer: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    answered_by: Option<Answerer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     next_at: Option<Timestamp>,
@@ -290,6 +303,7 @@ impl Wire {
             ask: None,
             parked: false,
             answer: None,
+            answered_by: None,
             reason: None,
             next_at: None,
             duration_ms: None,
@@ -313,7 +327,7 @@ impl Wire {
                 wire.ask = Some(ask.ask);
                 wire.parked = ask.parked;
             }
-            Kind::Answered { ask, answer } => (wire.ask, wire.answer) = (Some(ask), Some(answer)),
+            Kind::Answered { ask, answer, by } => (wire.ask, wire.answer, wire.answered_by) = (Some(ask), Some(answer), by),
             Kind::Retrying { failure, next_at } => (wire.error, wire.next_at) = (Some(failure), Some(next_at)),
             Kind::Cancelled { reason } => wire.reason = reason,
         }
@@ -343,7 +357,9 @@ impl Wire {
                 needs: self.needs.unwrap_or_default(),
                 parked: self.parked,
             }),
-            "WORK_ANSWERED" => Kind::Answered { ask: self.ask.unwrap_or(1), answer: self.answer.ok_or_else(|| missing("answer"))? },
+            "WORK_ANSWERED" => {
+                Kind::Answered { ask: self.ask.unwrap_or(1), answer: self.answer.ok_or_else(|| missing("answer"))?, by: self.answered_by }
+            }
             "WORK_RETRYING" => {
                 Kind::Retrying { failure: self.error.ok_or_else(|| missing("error"))?, next_at: self.next_at.unwrap_or(self.timestamp) }
             }

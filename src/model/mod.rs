@@ -7,6 +7,7 @@ pub mod audit;
 pub mod event;
 pub mod id;
 pub mod output;
+pub mod owner;
 pub mod run;
 pub mod size;
 pub mod time;

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::event::{Ask, Event, Failure, FailureKind, Kind, Side};
+use super::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Side};
 use super::id::{AgentName, InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
+use super::owner::Owner;
 use super::run::Run;
 use super::time::{Span, Timestamp};
 
@@ -44,6 +45,9 @@ pub struct Assignment {
     pub trace_id: String,
     /// W3C span id of the assignment, 16 hex digits.
     pub span_id: String,
+    /// Whose it is; what an agent orders is its own orderer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
 }
 
 impl Assignment {
@@ -241,6 +245,8 @@ pub struct Exchange {
     pub answer: Option<Value>,
     /// When it was answered.
     pub answered_at: Option<Timestamp>,
+    /// Who answered it.
+    pub answered_by: Option<Answerer>,
 }
 
 /// The fold of a work's events.
@@ -480,15 +486,22 @@ impl Work {
             Kind::Cancelled { reason } => self.cancel_reason = reason.clone(),
             Kind::Escalate(asked) => match self.exchanges.iter_mut().find(|known| known.ask.ask == asked.ask) {
                 Some(known) => known.ask.parked |= asked.parked,
-                None => self.exchanges.push(Exchange { ask: asked.clone(), asked_at: event.at, answer: None, answered_at: None }),
+                None => self.exchanges.push(Exchange {
+                    ask: asked.clone(),
+                    asked_at: event.at,
+                    answer: None,
+                    answered_at: None,
+                    answered_by: None,
+                }),
             },
-            Kind::Answered { ask, answer } => {
+            Kind::Answered { ask, answer, by } => {
                 let known = self.exchanges.iter_mut().find(|known| known.ask.ask == *ask);
                 match known {
                     Some(known) if known.answer.is_none() => {
                         known.answer = Some(answer.clone());
                         known.answered_at = Some(event.at);
                         self.attempts.iter_mut().for_each(|attempt| attempt.waits = false);
+                        known.answered_by.clone_from(by);
                     }
                     _ => return false,
                 }

@@ -69,9 +69,10 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let attempt = work.attempts.last().map_or(0, |attempt| attempt.number);
     db.prepare_cached(
         "INSERT INTO runs (work, run, parent, root, origin, target, trace, agent, task, status, event,
-                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
-         ON CONFLICT (work) DO UPDATE SET status = excluded.status, event = excluded.event, accepted_at = excluded.accepted_at,
+                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen, label, owner)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20,
+                 ifnull(?21, (SELECT owner FROM runs WHERE run = ?3)))
+         ON CONFLICT (work) DO UPDATE SET status = excluded.status, label = excluded.label, event = excluded.event, accepted_at = excluded.accepted_at,
              settled_at = excluded.settled_at, attempt = excluded.attempt, duration_ms = excluded.duration_ms,
              outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen
          WHERE excluded.seen > runs.seen",
@@ -96,8 +97,25 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
         outcome,
         dead,
         i64::try_from(folded.upto.0).unwrap_or(i64::MAX),
+        work.status.label(),
+        order.owner.as_ref().map(|owner| owner.as_str()),
     ])?;
+    if work.settled_at.is_some() {
+        number(db, order.work_id)?;
+    }
     Ok(())
+}
+
+/// Gives a settled work the next number of its owner's, once: what was settled since a look is what has a higher one.
+fn number(db: &Connection, id: WorkId) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE runs SET settled_no = 1 + max(
+             ifnull((SELECT max(s.settled_no) FROM runs AS s WHERE s.settled_no IS NOT NULL AND s.owner IS runs.owner), 0),
+             ifnull((SELECT upto FROM looks WHERE looks.owner = ifnull(runs.owner, '')), 0))
+         WHERE work = ?1 AND settled_no IS NULL AND settled_at IS NOT NULL",
+    )?
+    .execute(params![id.as_bytes()])
+    .map(|_| ())
 }
 
 /// Reads a row of `COLUMNS`.

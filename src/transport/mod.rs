@@ -341,7 +341,7 @@ pub enum Bucket {
     Stations,
     /// The children of a run.
     Children,
-    /// Idempotency keys.
+    /// Idempotency keys, and single rows under names of their own: tasks, the secret that seals request states.
     Keys,
     /// Sessions of older HTTP clients.
     Sessions,

@@ -52,6 +52,14 @@ function queue() {
   };
 }
 
+/** The forms that a person was shown, and what they say. */
+const forms = { shown: [], says: { action: 'cancel' } };
+const capabilities = { elicitation: { form: {} } };
+const show = ({ params }) => {
+  forms.shown.push(params);
+  return forms.says;
+};
+
 class Lattice {
   constructor(client, protocol, onNotification) {
     this.client = client;
@@ -156,6 +164,42 @@ const scenarios = {
     check(done.status === 'COMPLETE' && JSON.stringify(done.result).includes('blue'), 'the answer did not arrive', done);
   },
 
+  async person(lattice) {
+    forms.says = { action: 'accept', content: { answer: 'yes' } };
+    const assign = async () => (await lattice.call('assign_work', { agent_name: 'careful', task: 'act' })).work_id;
+    const [done] = await lattice.settled([await assign()]);
+    check(done.status === 'COMPLETE' && JSON.stringify(done.result).includes('yes'), "the person's answer did not arrive", done);
+    const [form] = forms.shown;
+    check(form.message.includes('careful') && form.message.includes('may I?'), 'the form does not show who asks what', form);
+    check(isDeepStrictEqual(form.requestedSchema.properties.answer.enum, ['yes', 'no']), 'the form offers no choice', form);
+
+    forms.says = { action: 'decline' };
+    const work_id = await assign();
+    const [asking] = await lattice.settled([work_id]);
+    check(asking.status === 'ESCALATED', 'declining is taken for an answer', asking);
+    check(forms.shown.length === 2, 'the form was shown again and again', forms.shown);
+    const refused = await lattice.callRaw('answer_work', { work_id, answer: 'yes' });
+    check(refused.isError, 'a model answered for a person', refused);
+    forms.says = { action: 'accept', content: { answer: 'no' } };
+    await lattice.call('answer_work', { work_id, answer: 'yes' });
+    const [last] = await lattice.settled([work_id]);
+    const said = JSON.stringify(last.result);
+    check(said.includes('no') && !said.includes('yes'), 'not what the person said', last);
+  },
+
+  async lost(lattice) {
+    const { work_id } = await lattice.call('assign_work', { agent_name: 'careful', task: 'act' });
+    while ((await lattice.call('check_work', { work_id })).status !== 'ESCALATED') await sleep(20);
+    const seen = await lattice.call('check_work');
+    check(JSON.stringify(seen).length < 1600, 'what is outstanding is too much', seen);
+    const asking = seen.works.map((work) => [work.work_id, work.question]);
+    check(isDeepStrictEqual(asking, [[work_id, 'may I?']]), 'the question is not seen', seen);
+    check(seen.settled_since_last_look >= 1 && seen.settled_last[0].new, 'what settled is not seen', seen);
+    const again = await lattice.call('check_work');
+    check(again.settled_since_last_look === 0, 'what was told is told as new again', again);
+    await lattice.call('cancel_work', { work_id });
+  },
+
   async unknown(lattice) {
     const result = await lattice.callRaw('assign_work', { agent_name: 'uper', task: 'hello' });
     check(result.isError, 'an unknown agent is no error', result);
@@ -227,7 +271,8 @@ async function connect() {
   if (options.sdk === 'client') {
     const { Client, StreamableHTTPClientTransport } = await import('@modelcontextprotocol/client');
     const { StdioClientTransport } = await import('@modelcontextprotocol/client/stdio');
-    const client = new Client(info, { versionNegotiation: { mode: options.mode } });
+    const client = new Client(info, { capabilities, versionNegotiation: { mode: options.mode } });
+    client.setRequestHandler('elicitation/create', show);
     const transport = options.url
       ? new StreamableHTTPClientTransport(new URL(options.url), { requestInit })
       : new StdioClientTransport(process_);
@@ -243,7 +288,8 @@ async function connect() {
     'notifications/tools/list_changed': types.ToolListChangedNotificationSchema,
     'notifications/resources/updated': types.ResourceUpdatedNotificationSchema,
   };
-  const client = new Client(info);
+  const client = new Client(info, { capabilities });
+  client.setRequestHandler(types.ElicitRequestSchema, show);
   const transport = options.url
     ? new StreamableHTTPClientTransport(new URL(options.url), { requestInit })
     : new StdioClientTransport(process_);

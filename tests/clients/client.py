@@ -69,10 +69,27 @@ class Heard:
         return wait
 
 
+class Forms:
+    """The forms that a person was shown, and what they say."""
+
+    def __init__(self):
+        self.shown = []
+        self.says = {"action": "cancel"}
+
+    async def show(self, context, params):
+        if IS_2:
+            from mcp_types import ElicitResult
+        else:
+            from mcp.types import ElicitResult
+        self.shown.append(plain(params))
+        return ElicitResult(**self.says)
+
+
 class Lattice:
     """One connection, the same for both SDKs."""
 
-    def __init__(self, client, protocol, heard):
+    def __init__(self, client, protocol, heard, forms):
+        self.forms = forms
         self.client = client
         self.protocol = protocol
         self.heard = heard
@@ -197,6 +214,41 @@ async def escalate(lattice, agents):
     check(done["status"] == "COMPLETE" and "blue" in json.dumps(done["result"]), "the answer did not arrive", done)
 
 
+async def person(lattice, agents):
+    lattice.forms.says = {"action": "accept", "content": {"answer": "yes"}}
+    id = (await lattice.call("assign_work", agent_name="careful", task="act"))["work_id"]
+    (done,) = await lattice.settled(id)
+    check(done["status"] == "COMPLETE" and "yes" in json.dumps(done["result"]), "the person's answer did not arrive", done)
+    (form,) = lattice.forms.shown
+    check("careful" in form["message"] and "may I?" in form["message"], "the form does not show who asks what", form)
+    check(form["requestedSchema"]["properties"]["answer"]["enum"] == ["yes", "no"], "the form offers no choice", form)
+
+    lattice.forms.says = {"action": "decline"}
+    id = (await lattice.call("assign_work", agent_name="careful", task="act"))["work_id"]
+    (asking,) = await lattice.settled(id)
+    check(asking["status"] == "ESCALATED", "declining is taken for an answer", asking)
+    check(len(lattice.forms.shown) == 2, "the form was shown again and again", lattice.forms.shown)
+    refused = await lattice.call_raw("answer_work", work_id=id, answer="yes")
+    check(refused.get("isError"), "a model answered for a person", refused)
+    lattice.forms.says = {"action": "accept", "content": {"answer": "no"}}
+    await lattice.call("answer_work", work_id=id, answer="yes")
+    (done,) = await lattice.settled(id)
+    check("no" in json.dumps(done["result"]) and "yes" not in json.dumps(done["result"]), "not what the person said", done)
+
+
+async def lost(lattice, agents):
+    id = (await lattice.call("assign_work", agent_name="careful", task="act"))["work_id"]
+    while (await lattice.call("check_work", work_id=id))["status"] != "ESCALATED":
+        await asyncio.sleep(0.02)
+    seen = await lattice.call("check_work")
+    check(len(json.dumps(seen)) < 1600, "what is outstanding is too much", seen)
+    check([(w["work_id"], w["question"]) for w in seen["works"]] == [(id, "may I?")], "the question is not seen", seen)
+    check(seen["settled_since_last_look"] >= 1 and seen["settled_last"][0]["new"], "what settled is not seen", seen)
+    again = await lattice.call("check_work")
+    check(again["settled_since_last_look"] == 0, "what was told is told as new again", again)
+    await lattice.call("cancel_work", work_id=id)
+
+
 async def unknown(lattice, agents):
     result = await lattice.call_raw("assign_work", agent_name="uper", task="hello")
     check(result.get("isError"), "an unknown agent is no error", result)
@@ -256,12 +308,12 @@ async def subscription(lattice, agents):
     await lattice.settled(id)
 
 
-SCENARIOS = [tools, work, cancel, escalate, unknown, changes, resources, prompts, subscription]
+SCENARIOS = [tools, work, cancel, escalate, person, lost, unknown, changes, resources, prompts, subscription]
 
 
 @contextlib.asynccontextmanager
 async def connect(options):
-    heard = Heard()
+    heard, forms = Heard(), Forms()
     headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
     if IS_2:
         from mcp import Client
@@ -275,8 +327,8 @@ async def connect(options):
                 target = streamable_http_client(options.url, http_client=http)
             else:
                 target = StdioServerParameters(command=options.stdio[0], args=options.stdio[1:], env=dict(os.environ))
-            client = await stack.enter_async_context(Client(target, mode=options.mode, message_handler=heard.add))
-            yield Lattice(client, client.protocol_version, heard)
+            client = await stack.enter_async_context(Client(target, mode=options.mode, message_handler=heard.add, elicitation_callback=forms.show))
+            yield Lattice(client, client.protocol_version, heard, forms)
         return
 
     from mcp import ClientSession, StdioServerParameters
@@ -291,8 +343,8 @@ async def connect(options):
         else:
             server = StdioServerParameters(command=options.stdio[0], args=options.stdio[1:], env=dict(os.environ))
             streams = await stack.enter_async_context(stdio_client(server))
-        session = await stack.enter_async_context(ClientSession(streams[0], streams[1], message_handler=heard.add))
-        yield Lattice(session, (await session.initialize()).protocolVersion, heard)
+        session = await stack.enter_async_context(ClientSession(streams[0], streams[1], message_handler=heard.add, elicitation_callback=forms.show))
+        yield Lattice(session, (await session.initialize()).protocolVersion, heard, forms)
 
 
 async def run(options):

@@ -192,6 +192,7 @@ impl Seed {
             priority: 0,
             trace_id: "1".repeat(32),
             span_id: "2".repeat(16),
+            owner: None,
         };
         let event = |attempt, kind| Event {
             work_id: work,

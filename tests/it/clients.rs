@@ -13,7 +13,8 @@ use crate::harness::{Lattice, PROGRAM, TOKEN};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What every client does, in this order.
-const SCENARIOS: [&str; 9] = ["tools", "work", "cancel", "escalate", "unknown", "changes", "resources", "prompts", "subscription"];
+const SCENARIOS: [&str; 11] =
+    ["tools", "work", "cancel", "escalate", "person", "lost", "unknown", "changes", "resources", "prompts", "subscription"];
 
 /// A client, and the protocol that it must have come to speak.
 struct Client {

@@ -13,6 +13,7 @@ mod namespaces;
 mod outages;
 mod partition;
 mod proxy;
+mod questions;
 mod replicas;
 mod sleep;
 mod witness;

@@ -39,20 +39,30 @@ read -r answer
 printf 'the answer was %s' "$answer""#,
 );
 
+/// Asks a person, and gives their answer back.
+const CAREFUL: (&str, &str, &str) = (
+    "careful",
+    "Asks a person before it acts",
+    r#"read -r work
+echo '::lattice {"escalate": {"reason": "may I?", "context": {"choices": ["yes", "no"]}, "needs": "human"}}'
+read -r answer
+printf 'they said %s' "$answer""#,
+);
+
 /// A data folder and a folder of agents, both gone with this value.
 pub(crate) struct Lattice {
     dir: TempDir,
 }
 
 impl Lattice {
-    /// With the agents `upper`, `slow` and `asker`, which need nothing but a POSIX shell.
+    /// With the agents `upper`, `slow`, `asker` and `careful`, which need nothing but a POSIX shell.
     pub(crate) fn new() -> Self {
         let lattice = Self { dir: tempfile::tempdir().expect("a temporary folder") };
         std::fs::create_dir_all(lattice.agents()).expect("a folder for agents");
-        for (name, description, script) in [UPPER, SLOW, ASKER] {
+        for (name, description, script) in [UPPER, SLOW, ASKER, CAREFUL] {
             let program = lattice.dir.path().join(format!("{name}.sh"));
             std::fs::write(&program, format!("{script}\n")).expect("a script");
-            let interactive = if name == "asker" { "  interactive: true\n" } else { "" };
+            let interactive = if ["asker", "careful"].contains(&name) { "  interactive: true\n" } else { "" };
             let file = format!(
                 "---\nname: {name}\ndescription: {description}\nrunner:\n  kind: command\n{interactive}  command: [sh, {}]\n---\n",
                 program.display()

@@ -23,6 +23,7 @@ mod nats_connect;
 mod nats_embedded;
 mod nats_leaf;
 mod nats_server;
+mod questions;
 mod rpc;
 mod rude;
 mod runner;

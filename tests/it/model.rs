@@ -1,6 +1,6 @@
 //! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
 
-use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
+use lattice_mcp::model::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{BlobRef, Media, Output};
 use lattice_mcp::model::time::Timestamp;
@@ -46,6 +46,7 @@ fn assignment() -> Assignment {
         priority: 0,
         trace_id: "0".repeat(32),
         span_id: "0".repeat(16),
+        owner: None,
     }
 }
 
@@ -83,7 +84,10 @@ fn kind() -> impl Strategy<Value = (bool, Kind)> {
         1 => (output(), 0u64..99).prop_map(|(result, duration_ms)| (false, Kind::Complete { result, duration_ms })),
         1 => (failure(), 0u64..99).prop_map(|(failure, duration_ms)| (false, Kind::Failed { failure, duration_ms })),
         3 => ask.prop_map(|kind| (false, kind)),
-        3 => (1u32..4, any::<i8>()).prop_map(|(ask, n)| (true, Kind::Answered { ask, answer: json!(n) })),
+        3 => (1u32..4, any::<i8>(), any::<u128>()).prop_map(|(ask, n, id)| {
+            let by = Some(Answerer { who: Needs::Human, id: uuid::Uuid::from_u128(id) });
+            (true, Kind::Answered { ask, answer: json!(n), by })
+        }),
         3 => (failure(), 0i64..99).prop_map(|(failure, at)| (false, Kind::Retrying { failure, next_at: Timestamp::from_millis(at) })),
         1 => (any::<bool>(), proptest::option::of(".{0,6}")).prop_map(|(assigner, reason)| (assigner, Kind::Cancelled { reason })),
         1 => Just((false, Kind::Other("WORK_DREAMT".into()))),
@@ -125,6 +129,29 @@ fn attempt_of(status: Status) -> u32 {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn only_an_answer_answers_a_question_and_the_first_one_stands(events in ordered()) {
+        let mut work = Work::begin(&events[0]);
+        for event in &events {
+            let before = work.exchanges.clone();
+            work.apply(event);
+            for (number, now) in work.exchanges.iter().enumerate() {
+                match before.get(number) {
+                    Some(before) if before.answer.is_some() => {
+                        prop_assert_eq!((&before.answer, &before.answered_by), (&now.answer, &now.answered_by));
+                    }
+                    _ if now.answer.is_some() => match &event.kind {
+                        Kind::Answered { ask, answer, by } => {
+                            prop_assert_eq!((*ask, Some(answer), by), (now.ask.ask, now.answer.as_ref(), &now.answered_by));
+                        }
+                        other => prop_assert!(false, "{other:?} answered a question"),
+                    },
+                    _ => {}
+                }
+            }
+        }
+    }
 
     #[test]
     fn settled_work_never_changes(events in events()) {
@@ -221,7 +248,7 @@ proptest! {
         let as_assigner = |kind| Event { side: Side::Assigner, ..event(9, at, kind) };
         let elsewhere = Assignment { target_station: "stranger".parse().unwrap(), ..assignment() };
         let usurped = [
-            as_leaf(Kind::Answered { ask: 1, answer: json!(1) }),
+            as_leaf(Kind::Answered { ask: 1, answer: json!(1), by: None }),
             as_leaf(Kind::Cancelled { reason: None }),
             as_leaf(Kind::Assigned(Box::new(elsewhere))),
             as_assigner(Kind::Accepted),
@@ -286,7 +313,7 @@ fn a_question_is_answered_once_and_work_goes_on() {
     let ask = |parked| {
         event(1, 2, Kind::Escalate(Ask { ask: 1, reason: "which?".into(), context: json!({}), needs: Needs::Orchestrator, parked }))
     };
-    let answer = |n| event(0, 3, Kind::Answered { ask: 1, answer: json!(n) });
+    let answer = |n| event(0, 3, Kind::Answered { ask: 1, answer: json!(n), by: None });
     let mut work = Work::fold(&[event(1, 1, Kind::Accepted), ask(false)]).unwrap();
     assert_eq!(work.status.label(), "ESCALATED");
     assert_eq!(work.open_question().unwrap().reason, "which?");

@@ -124,6 +124,7 @@ impl Bench {
             priority: 3,
             trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
             span_id: "b7ad6b7169203331".into(),
+            owner: None,
         };
         let manifest = Manifest {
             name: "worker".parse().unwrap(),

@@ -155,6 +155,12 @@ impl Ask {
         self
     }
 
+    /// Changes the body.
+    pub(crate) fn rebody(mut self, change: impl Fn(&str) -> String) -> Self {
+        self.body = change(&self.body);
+        self
+    }
+
     pub(crate) fn text(&self) -> String {
         let mut text = format!("{}\r\n", self.line);
         for (name, value) in &self.headers {

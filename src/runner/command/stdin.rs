@@ -26,14 +26,14 @@ pub(super) async fn feed(mut stdin: ChildStdin, start: String, input: &Input, an
     }
 }
 
-/// The object's text up to its task: all that is not large.
+/// The object's text up to its task: all that is not large, nor for the assigner's own use.
 pub(super) fn start(order: &Order, prompt: &str) -> String {
     let mut fields = match serde_json::to_value(&*order.assignment) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
     };
-    for large in ["task", "context", "input_ref"] {
-        fields.remove(large);
+    for left_out in ["task", "context", "input_ref", "owner"] {
+        fields.remove(left_out);
     }
     fields.entry("parent_work_id").or_insert(Value::Null);
     fields.insert("timeout".into(), order.assignment.timeout.to_string().into());

@@ -1,0 +1,195 @@
+//! Questions and lost contexts on one machine: answers outlive processes, and whoever remembers no id finds its works.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{Lattice, TOKEN};
+use crate::lifecycle::{Place, reaches};
+use crate::rpc::{Client, binary};
+use crate::web;
+
+/// Asks a person, and gives the answer back.
+pub(crate) const CAREFUL: &str = "read -r order\n\
+    echo '::lattice {\"escalate\": {\"reason\": \"may I?\", \"needs\": \"human\"}}'\n\
+    read -r answer\nprintf '%s' \"$answer\"";
+
+fn place() -> Place {
+    let place = Place::new();
+    let path = place.agents.path().join("careful.md");
+    place.agent("careful", "", CAREFUL);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("kind: command,", "kind: command, interactive: true,")).unwrap();
+    place
+}
+
+async fn kill(mut client: Client) {
+    client.child.start_kill().unwrap();
+    client.child.wait().await.unwrap();
+}
+
+/// Runs a command of the program; its exit code and what it said.
+async fn run(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = binary(place.data.path(), place.agents.path()).args(arguments).output().await.unwrap();
+    (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_given_while_every_process_is_dead_reaches_the_next_attempt_and_is_given_once() {
+    let place = place();
+    let client = place.client().await;
+    let id = client.assign("careful", "act").await;
+    let asking = reaches(&client, &id, "ESCALATED").await;
+    assert!(asking["next"].as_str().unwrap().contains("ask your user"), "{asking}");
+    kill(client).await;
+
+    let (code, said) = run(&place, &["work", "answer", &id, "yes"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&place, &["work", "answer", &id, "yes"]).await;
+    assert!(code != Some(0) && said.contains("question 1") && said.contains("answered already"), "{code:?}: {said}");
+
+    let client = place.client().await;
+    let done = client.settled(&id).await;
+    assert_eq!((&done["status"], &done["attempt"]), (&json!("COMPLETE"), &json!(2)), "{done}");
+    assert!(done["result"].to_string().contains("yes"), "{done}");
+    let (code, said) = run(&place, &["work", "answer", &id, "no"]).await;
+    assert!(code != Some(0) && said.contains("COMPLETE"), "{code:?}: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_the_next_attempt_asks_again_is_the_same_one() {
+    let place = place();
+    let client = place.client().await;
+    let id = client.assign("careful", "act").await;
+    reaches(&client, &id, "ESCALATED").await;
+    kill(client).await;
+    let client = place.client().await;
+    let asking = crate::lifecycle::eventually("attempt 2 asks", async || {
+        let work = client.call("check_work", json!({"work_id": id})).await;
+        (work["status"] == "ESCALATED" && work["attempt"] == 2).then_some(work)
+    })
+    .await;
+    assert_eq!(asking["question"]["ask"], 1, "{asking}");
+    let wrong = client.refusal("answer_work", json!({"work_id": id, "answer": "yes", "ask": 2})).await;
+    assert!(wrong.contains("question 1 is open"), "{wrong}");
+    client.call("answer_work", json!({"work_id": id, "answer": "go", "ask": 1})).await;
+    let done = client.settled(&id).await;
+    assert!(done["status"] == "COMPLETE" && done["result"].to_string().contains("go"), "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_lost_its_context_finds_its_workspaces_works_without_an_id() {
+    let place = place();
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let at = async |folder: &TempDir| {
+        let mut command = binary(place.data.path(), place.agents.path());
+        command.current_dir(folder.path());
+        Client::start(command).await
+    };
+    let client = at(&here).await;
+    let done = client.assign("upper", "hello").await;
+    client.settled(&done).await;
+    let asking = client.assign("careful", "act").await;
+    reaches(&client, &asking, "ESCALATED").await;
+    kill(client).await;
+
+    let other = at(&there).await;
+    let seen = other.call("check_work", json!({})).await;
+    assert_eq!((&seen["outstanding"], &seen["works"], &seen["of_other_workspaces"]), (&json!(0), &json!([]), &json!(1)), "{seen}");
+    drop(other);
+    let client = at(&here).await;
+    // The next attempt may have been taken by now: the work is there in any case.
+    let seen = client.call("check_work", json!({})).await;
+    assert_eq!((&seen["outstanding"], &seen["works"][0]["work_id"]), (&json!(1), &json!(asking)), "{seen}");
+    assert_eq!((&seen["settled_since_last_look"], &seen["settled_last"][0]["work_id"]), (&json!(1), &json!(done)), "{seen}");
+    assert_eq!(seen["settled_last"][0]["new"], true, "{seen}");
+    assert_eq!(client.call("check_work", json!({})).await["settled_since_last_look"], 0);
+}
+
+/// A request of the newer protocol, of a client that knows tasks.
+pub(crate) async fn modern(client: &Client, method: &str, mut params: Value) -> Value {
+    params["_meta"] = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "0"},
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}},
+    });
+    client.request(method, params).await.expect("an answer")
+}
+
+/// Begins to wait as a task.
+pub(crate) async fn begin_task(client: &Client, work_id: &str) -> String {
+    let made = modern(client, "tools/call", json!({"name": "await_work", "arguments": {"work_id": work_id}})).await;
+    made["result"]["taskId"].as_str().unwrap_or_else(|| panic!("no task: {made}")).to_owned()
+}
+
+/// Waits until a task stands like this.
+pub(crate) async fn stands(client: &Client, task: &str, wanted: &str) -> Value {
+    crate::lifecycle::eventually(wanted, async || {
+        let stands = modern(client, "tasks/get", json!({"taskId": task})).await["result"].clone();
+        (stands["status"] == wanted).then_some(stands)
+    })
+    .await
+}
+
+/// Fills in the only form of a task.
+pub(crate) async fn fill_in(client: &Client, task: &str, asking: &Value, answer: &str) {
+    let (key, _) = asking["inputRequests"].as_object().unwrap().iter().next().unwrap();
+    let responses = json!({ key: {"action": "accept", "content": {"answer": answer}} });
+    let taken = modern(client, "tasks/update", json!({"taskId": task, "inputResponses": responses})).await;
+    assert_eq!(taken["result"]["resultType"], "complete", "{taken}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_outlives_the_process_that_began_it_and_any_other_answers_for_it() {
+    let place = place();
+    place.agent("gated", "", "while [ ! -e gate ]; do sleep 0.02; done; echo '::lattice {\"escalate\": {\"reason\": \"and now?\"}}'");
+    let client = place.client_with(&[("LATTICE_MCP_TASK_AFTER", "100ms")]).await;
+    let id = client.assign("gated", "act").await;
+    let task = begin_task(&client, &id).await;
+    assert_eq!(modern(&client, "tasks/get", json!({"taskId": task})).await["result"]["status"], "working");
+    kill(client).await;
+    let client = place.client().await;
+    std::fs::write(place.agents.path().join("gate"), "").unwrap();
+    let asking = stands(&client, &task, "input_required").await;
+    let other = place.client().await;
+    fill_in(&other, &task, &asking, "enough").await;
+    crate::lifecycle::eventually("the answer stands", async || {
+        let work = client.call("check_work", json!({"work_id": id})).await;
+        (work["event"] != "WORK_ESCALATE").then_some(())
+    })
+    .await;
+    client.call("cancel_work", json!({"work_id": id})).await;
+    let done = stands(&other, &task, "completed").await;
+    assert_eq!(done["result"]["structuredContent"]["status"], "CANCELLED", "{done}");
+}
+
+/// A request of the newer protocol over HTTP, of a client that knows tasks.
+async fn over_http(url: &str, method: &str, name: &str, params: Value) -> Value {
+    let at = url.trim_start_matches("http://").trim_end_matches("/mcp").parse().unwrap();
+    let ask = web::modern(json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}));
+    let (none, knows) = (r#"clientCapabilities":{}"#, r#"clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#);
+    let ask = ask.rebody(|body| body.replace(none, knows)).with("Mcp-Name", name).with("Authorization", &format!("Bearer {TOKEN}"));
+    ask.at(at).await.json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_a_wait_becomes_a_task_by_default_and_is_of_that_door_alone() {
+    let lattice = Lattice::new();
+    let server = lattice.serve();
+    let slow = json!({"name": "assign_work", "arguments": {"agent_name": "slow", "task": "50"}});
+    let assigned = over_http(&server.url, "tools/call", "assign_work", slow).await["result"]["structuredContent"].clone();
+    let wait = json!({"name": "await_work", "arguments": {"work_id": assigned["work_id"]}});
+    let made = over_http(&server.url, "tools/call", "await_work", wait).await["result"].clone();
+    assert_eq!(made["resultType"], "task", "{made}");
+    let task = made["taskId"].as_str().unwrap();
+    let elsewhere = over_http(&server.url, "tasks/get", "another name", json!({"taskId": task})).await;
+    assert_eq!(elsewhere["error"]["code"], -32020, "{elsewhere}");
+    let stranger = Client::start(binary(&lattice.path().join("data"), &lattice.agents())).await;
+    let refused = modern(&stranger, "tasks/get", json!({"taskId": task})).await;
+    assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    let done = crate::lifecycle::eventually("the task is completed", async || {
+        let stands = over_http(&server.url, "tasks/get", task, json!({"taskId": task})).await["result"].clone();
+        (stands["status"] == "completed").then_some(stands)
+    })
+    .await;
+    assert_eq!(done["result"]["structuredContent"]["result"], json!({"steps": 50}), "{done}");
+}
