@@ -411,6 +411,12 @@ pub struct Runner {
     pub log_max: Size,
     /// How large a result with an output schema may be: it is checked in memory.
     pub checked_max: Size,
+    /// Whether whoever assigns work may name a program that checks its result here (`accept.command`).
+    pub accept_commands: bool,
+    /// How long such a program may take, unless the order says otherwise.
+    pub accept_timeout: Span,
+    /// How much such a program may print.
+    pub accept_output_max: Size,
 }
 
 impl Default for Runner {
@@ -421,6 +427,9 @@ impl Default for Runner {
             line_max: Size::mib(1),
             log_max: Size::mib(10),
             checked_max: Size::mib(16),
+            accept_commands: true,
+            accept_timeout: Span::secs(60),
+            accept_output_max: Size::mib(1),
         }
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 pub use self::assign::Schemas;
 pub use self::wait::Mode;
 use crate::config::Config;
+use crate::model::accept::Criteria;
 use crate::model::event::{Ask, Event, Kind, Needs, Side};
 use crate::model::id::{self, AgentName, RunId, StationId, WorkId};
 use crate::model::run::Run;
@@ -116,6 +117,8 @@ pub struct Request {
     pub idempotency_key: Option<String>,
     /// The trace that the client is in.
     pub trace: Option<TraceContext>,
+    /// What is asked of the result before the work counts as done.
+    pub accept: Option<Criteria>,
 }
 
 /// An order that is durable.
@@ -217,6 +220,9 @@ pub enum Error {
         /// The bound.
         max: u32,
     },
+    /// What is asked of the result is no schema.
+    #[error("accept.schema is not a JSON Schema: {0}")]
+    BadCriteria(String),
     /// An idempotency key that cannot be one.
     #[error("an idempotency_key has 1 to 256 characters, and this one has {0}")]
     BadKey(usize),

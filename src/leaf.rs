@@ -4,6 +4,7 @@
 //! else takes the work as a later attempt. What this module holds in memory may be lost at any moment.
 
 mod attempt;
+mod claim;
 mod policy;
 
 use std::collections::HashMap;

@@ -81,7 +81,7 @@ impl Opening {
     }
 }
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
 const GATHER: Duration = Duration::from_millis(10);
@@ -121,6 +121,9 @@ const SCHEMA: &str = "
     CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), upto INTEGER NOT NULL);
     INSERT INTO folded VALUES (1, 0);
 ";
+
+/// What each later version adds; the first of them leads from version 1 to 2.
+const ADDED: [&str; 1] = ["ALTER TABLE runs ADD COLUMN checks TEXT"];
 
 impl Runs {
     /// Opens or makes `runs.db` in a folder, as the fold of this log.
@@ -325,11 +328,16 @@ fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(),
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "cache_size", -2048)?;
     db.pragma_update(None, "wal_autocheckpoint", 4000)?;
-    if version == 0 {
+    if version < VERSION {
         let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         // Another process may have been first.
-        if tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == 0 {
+        let version = tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
+        if version == 0 {
             tx.execute_batch(SCHEMA)?;
+        }
+        if version < VERSION {
+            let known = usize::try_from(version.max(1) - 1).unwrap_or(0);
+            ADDED.iter().skip(known).try_for_each(|added| tx.execute_batch(added))?;
             tx.pragma_update(None, "user_version", VERSION)?;
         }
         tx.commit()?;
@@ -391,6 +399,28 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_of_an_earlier_version_keeps_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runs.db");
+        let old = Connection::open(&file).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        let pending = serde_json::to_string(&crate::model::work::Status::default()).unwrap();
+        old.execute(
+            "INSERT INTO runs (work, run, root, origin, target, trace, agent, task, status, event, assigned_at, attempt, dead, seen)
+             VALUES (?1, ?2, ?2, 'a', 'a', '', 'a', 'old', ?3, 'WORK_ASSIGNED', 0, 0, 0, 1)",
+            params![uuid::Uuid::from_u128(1).as_bytes(), uuid::Uuid::from_u128(2).to_string(), pending],
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let db = connect(&file).unwrap().0;
+            let run = db.query_row(&format!("SELECT {} FROM runs", rows::COLUMNS), [], rows::read).unwrap();
+            assert_eq!((run.task.as_str(), run.checks.len()), ("old", 0));
+        }
+    }
 
     #[test]
     fn a_new_store_is_opened_by_many_at_once() {

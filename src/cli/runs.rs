@@ -145,6 +145,7 @@ mod tests {
             attempt: 1,
             duration_ms: Some(1500),
             outcome: None,
+            checks: Vec::new(),
         }
     }
 

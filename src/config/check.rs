@@ -66,6 +66,8 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         at_least(runner.output_max, Size::bytes(1), "runner.output_max"),
         at_least(runner.line_max, Size::kib(1), "runner.line_max"),
         at_least(runner.checked_max, Size::bytes(1), "runner.checked_max"),
+        positive(runner.accept_timeout, "runner.accept_timeout"),
+        at_least(runner.accept_output_max, Size::kib(1), "runner.accept_output_max"),
         (results.inline_max > Size::kib(64), "results.inline_max", format!("a size of at most {}", Size::kib(64))),
         at_least(results.selection_max, Size::bytes(1), "results.selection_max"),
         positive(results.search_timeout, "results.search_timeout"),

@@ -121,6 +121,9 @@ impl Dispatcher {
         if size > limits.input_max.as_usize() {
             return Err(Error::TooLarge { size, max: limits.input_max });
         }
+        if let Some(schema) = request.accept.as_ref().and_then(|criteria| criteria.schema.as_ref()) {
+            jsonschema::validator_for(schema).map_err(|error| Error::BadCriteria(shorten(&error.to_string())))?;
+        }
         Ok((agent, priority, timeout))
     }
 
@@ -202,7 +205,10 @@ impl Dispatcher {
         }
         let table = &self.0.transport.table;
         let row_key = digest(&json!([caller.work().map(|bound| &bound.run_id), key]));
-        let order = digest(&json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout]));
+        let mut order = vec![json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout])];
+        order.extend(request.accept.iter().map(|criteria| json!(criteria)));
+        // Without it an order has the digest that it had before it existed.
+        let order = if let [plain] = &order[..] { digest(plain) } else { digest(&json!(order)) };
         loop {
             if let Some(row) = table.get(Bucket::Keys, &row_key).await? {
                 let Ok(keyed) = serde_json::from_slice::<Keyed>(&row.value) else {
@@ -260,6 +266,7 @@ impl Dispatcher {
             priority,
             trace_id,
             span_id: new_span_id(),
+            accept: request.accept,
         })
     }
 }

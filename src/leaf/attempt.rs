@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::claim::refutation;
 use super::policy::{self, After, Verdict};
 use super::{Inner, TROUBLE_PAUSE};
 use crate::model::agent::Definition;
@@ -50,11 +51,11 @@ enum Why {
 }
 
 /// What every step of an attempt needs.
-struct Attempt<'a> {
-    leaf: &'a Inner,
+pub(super) struct Attempt<'a> {
+    pub(super) leaf: &'a Inner,
     delivery: &'a Delivery,
-    assignment: Arc<Assignment>,
-    definition: Arc<Definition>,
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) definition: Arc<Definition>,
     started: Instant,
 }
 
@@ -186,7 +187,10 @@ impl Attempt<'_> {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-            Verdict::Run => self.execute(&work, following, inbox).await,
+            Verdict::Run => match self.hindrance() {
+                Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
+                None => self.execute(&work, following, inbox).await,
+            },
         }
     }
 
@@ -229,15 +233,23 @@ impl Attempt<'_> {
             attempt: self.delivery.attempt,
             definition: self.definition.clone(),
             exchanges: work.exchanges.clone(),
+            refuted: work.refuted().map(|(attempt, failure)| refutation(attempt, failure)),
         };
+        let (mut checks, claimed) = (Vec::new(), order.clone());
         let runner = self.leaf.runners.runner_for(&self.definition.runner);
-        let line = Line { reports, answers: answered, stop: stop.clone() };
-        let mut watch = Watch::new(self, work, stop, answers);
+        let line = Line { reports: reports.clone(), answers: answered, stop: stop.clone() };
+        let run = async {
+            match runner.run(order, line).await {
+                Ended::Complete(result) => self.examine(&claimed, result, &mut checks, reports, &stop).await,
+                ended => ended,
+            }
+        };
+        let mut watch = Watch::new(self, work, stop.clone(), answers);
         let ears = Ears { attempt: self, following: Some(following) };
-        let ended = watch.over(runner.run(order, line), heard, inbox, ears).await?;
+        let ended = watch.over(run, heard, inbox, ears).await?;
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match (ended, watch.why.take()) {
-            (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms })]).await,
+            (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms, checks })]).await,
             (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, duration_ms).await,
             (Ended::Failed(failure), None) => self.failed(work, failure, watch.deadline(), duration_ms).await,
             (Ended::Parked, None) => self.park(watch.last_ask).await,

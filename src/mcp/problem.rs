@@ -7,6 +7,7 @@ use rmcp::handler::server::tool::IntoCallToolResult;
 use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock};
 
 use crate::dispatcher::Error;
+use crate::model::accept;
 use crate::model::id::{self, AgentName};
 use crate::{results, transport};
 
@@ -69,6 +70,12 @@ impl From<id::Error> for Problem {
             },
         };
         Self::new(error, next)
+    }
+}
+
+impl From<accept::Error> for Problem {
+    fn from(error: accept::Error) -> Self {
+        Self::new(error, "Correct accept and assign again; without accept the agent's word is only claimed.")
     }
 }
 
@@ -143,6 +150,7 @@ fn next_step(error: &Error) -> String {
         Error::Timeout { .. } => "Leave timeout out for the default, or give one such as \"5m\".".into(),
         Error::UnknownRun(_) => "Use a run_id that assign_work returned, or leave it out.".into(),
         Error::TooDeep { .. } => "Do this part of the work yourself instead of assigning it.".into(),
+        Error::BadCriteria(_) => "Correct accept.schema and assign again.".into(),
         Error::BadKey(_) => "Use a short text that is unique to this order.".into(),
         Error::KeyReused { .. } => "Use another idempotency_key for another order, or repeat the first order unchanged.".into(),
         Error::UnknownWork(_) => {
@@ -211,6 +219,7 @@ mod tests {
             Error::Timeout { timeout: crate::model::time::Span::secs(0), max: crate::model::time::Span::secs(9) },
             Error::UnknownRun(run_id.clone()),
             Error::TooDeep { run_id, max: 3 },
+            Error::BadCriteria("nonsense".into()),
             Error::BadKey(0),
             Error::KeyReused { key: "k".into(), work_id },
             Error::UnknownWork(work_id),

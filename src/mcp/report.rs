@@ -82,6 +82,7 @@ impl<'a> Reporter<'a> {
         if let Some(attempt) = work.attempts.last() {
             report.insert("attempt".into(), attempt.number.into());
         }
+        self.claimed(&mut report, work);
         if work.late_events > 0 {
             report.insert("late_events".into(), work.late_events.into());
         }
@@ -95,6 +96,33 @@ impl<'a> Reporter<'a> {
             None => self.unsettled(&mut report, work, agent),
         }
         report
+    }
+
+    /// What the agent's word is worth, with the evidence.
+    fn claimed(&mut self, report: &mut Map<String, Value>, work: &Work) {
+        if let Some(claim) = work.claim() {
+            report.insert("claim".into(), claim.label().into());
+        }
+        let failed = matches!(work.outcome, Some(Outcome::Failed(_)));
+        let shown = work.checks.iter().map(|check| {
+            let mut shown = json!({ "what": check.what, "ok": check.ok, "found": check.found });
+            if let Some(code) = check.exit_code {
+                shown["exit_code"] = code.into();
+            }
+            if let Some(sha256) = &check.sha256 {
+                shown["sha256"] = sha256.as_str().into();
+            }
+            // A failure's evidence shows it already.
+            if !check.output.is_empty() && !failed && check.output.len() <= self.room {
+                self.room -= check.output.len();
+                shown["output"] = check.output.as_str().into();
+            }
+            shown
+        });
+        let shown: Vec<Value> = shown.collect();
+        if !shown.is_empty() {
+            report.insert("checks".into(), shown.into());
+        }
     }
 
     fn unsettled(&self, report: &mut Map<String, Value>, work: &Work, agent: Option<&AgentName>) {
@@ -303,6 +331,7 @@ mod tests {
             attempt: 1,
             duration_ms: None,
             outcome: None,
+            checks: Vec::new(),
         }
     }
 

@@ -154,7 +154,7 @@ impl Fixture {
 
     async fn completes(&self, id: &Value, result: Value) {
         self.happens(id, 1, Kind::Accepted).await;
-        self.happens(id, 1, Kind::Complete { result: Output::Inline(result), duration_ms: 7 }).await;
+        self.happens(id, 1, Kind::Complete { result: Output::Inline(result), duration_ms: 7, checks: vec![] }).await;
     }
 }
 
@@ -453,7 +453,7 @@ async fn progress_rises_strictly_and_the_wait_ends_with_the_work() {
     for pct in [10.0, 20.0, 30.0] {
         fixture.happens(&id, 1, Kind::Progress { pct: Some(pct), message: Some("step\nby step".into()) }).await;
     }
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1, checks: vec![] }).await;
     let answer = client.answer(request).await;
     assert_eq!(answer["result"]["structuredContent"]["result"], "done", "{answer}");
     let progress: Vec<&Value> =
@@ -533,7 +533,7 @@ async fn a_large_result_stands_as_digest_size_and_link() {
     let bytes = "0123456789".repeat(20_000).into_bytes();
     let blob = fixture.dispatcher.transport().blobs.put(&mut bytes.as_slice(), Media::Text).await.unwrap();
     fixture.happens(&huge, 1, Kind::Accepted).await;
-    fixture.happens(&huge, 1, Kind::Complete { result: Output::Blob(blob.clone()), duration_ms: 1 }).await;
+    fixture.happens(&huge, 1, Kind::Complete { result: Output::Blob(blob.clone()), duration_ms: 1, checks: vec![] }).await;
     assert!(client.call("check_work", json!({"work_id": small})).await["result"].is_string());
     let report = client.call("check_work", json!({"work_id": large})).await;
     assert!(report.get("result").is_none());

@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::report::{self, Reporter};
 use super::server::Server;
 use crate::dispatcher::Request;
+use crate::model::accept::Criteria;
 use crate::model::id::WorkId;
 use crate::model::time::Span;
 use crate::model::work::{Outcome, Work};
@@ -55,6 +56,7 @@ impl Server {
             "timeout": {"type": "string", "description": "For everything, waiting included: \"30s\", \"5m\""},
             "run_id": {"type": "string", "description": "Join the run of earlier work"},
             "idempotency_key": {"type": "string", "description": "The same key never assigns twice"},
+            "accept": {"type": "object", "description": "Checked before it counts as done: {command: [argv], timeout, schema: of the result, paths: [must exist]}"},
         }), &["agent_name", "task"]),
         output_schema = object(json!({
             "work_id": {"type": "string"}, "agent_name": {"type": "string"}, "station": {"type": "string"},
@@ -79,6 +81,7 @@ impl Server {
             run_id: arguments.optional("run_id")?.map(|text| text.trim().parse()).transpose()?,
             idempotency_key: arguments.text("idempotency_key")?,
             trace,
+            accept: arguments.optional_object("accept")?.map(|given| Criteria::read(&given)).transpose()?,
         };
         let assigned = self.dispatcher().assign(&caller, request).await?;
         let mut answer = fields(json!({

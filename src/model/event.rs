@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::accept::Check;
 use super::id::{InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
 use super::time::Timestamp;
@@ -58,6 +59,8 @@ pub enum Kind {
         result: Output,
         /// How long the attempt took.
         duration_ms: u64,
+        /// What its claim was held against; nothing when nobody looked.
+        checks: Vec<Check>,
     },
     /// The work failed for good.
     Failed {
@@ -133,12 +136,15 @@ pub struct Failure {
     /// All attempts are used up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dead_letter: bool,
+    /// What the agent's claim was held against, when that is why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
 }
 
 impl Failure {
     /// A failure with nothing but a sentence.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false }
+        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false, checks: Vec::new() }
     }
 }
 
@@ -166,6 +172,8 @@ pub enum FailureKind {
     BadOutput,
     /// A limit of the configuration was reached.
     Limit,
+    /// The agent said that it is done, and what was asked of its result does not hold.
+    Refuted,
     /// A kind of another version.
     #[serde(other)]
     Unknown,
@@ -174,7 +182,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Whether another attempt may go better.
     pub const fn worth_retrying(self) -> bool {
-        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack)
+        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack | Self::Refuted)
     }
 
     /// Whether the attempt counts against `max_attempts`.
@@ -261,6 +269,8 @@ struct Wire {
     next_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     duration_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    checks: Vec<Check>,
 }
 
 /// Keeps the difference between an absent value and `null`.
@@ -293,13 +303,14 @@ impl Wire {
             reason: None,
             next_at: None,
             duration_ms: None,
+            checks: Vec::new(),
         };
         match event.kind {
             Kind::Assigned(assignment) => wire.assignment = Some(assignment),
             Kind::Accepted | Kind::Other(_) => {}
             Kind::Progress { pct, message } => (wire.progress_pct, wire.progress_msg) = (pct, message),
-            Kind::Complete { result, duration_ms } => {
-                wire.duration_ms = Some(duration_ms);
+            Kind::Complete { result, duration_ms, checks } => {
+                (wire.duration_ms, wire.checks) = (Some(duration_ms), checks);
                 match result {
                     Output::Inline(value) => wire.result = Some(value),
                     Output::Blob(blob) => wire.result_ref = Some(blob),
@@ -332,6 +343,7 @@ impl Wire {
                     None => Output::Inline(self.result.unwrap_or(Value::Null)),
                 },
                 duration_ms: self.duration_ms.unwrap_or(0),
+                checks: self.checks,
             },
             "WORK_FAILED" => {
                 Kind::Failed { failure: self.error.ok_or_else(|| missing("error"))?, duration_ms: self.duration_ms.unwrap_or(0) }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows tokio, I/O or the clock; functions take `now`.
 
+pub mod accept;
 pub mod agent;
 pub mod audit;
 pub mod event;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::accept::Check;
 use super::id::{AgentName, RunId, StationId, WorkId};
 use super::time::Timestamp;
 use super::work::{Outcome, Status};
@@ -45,6 +46,8 @@ pub struct Run {
     pub duration_ms: Option<u64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// What the last claim that it is done was held against.
+    pub checks: Vec<Check>,
 }
 
 /// A run and its children, in the order of their numbers.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::accept::{Check, Claim, Criteria};
 use super::event::{Ask, Event, Failure, FailureKind, Kind, Side};
 use super::id::{AgentName, InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
@@ -44,6 +45,9 @@ pub struct Assignment {
     pub trace_id: String,
     /// W3C span id of the assignment, 16 hex digits.
     pub span_id: String,
+    /// What is asked of its result before it counts as done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<Criteria>,
 }
 
 impl Assignment {
@@ -270,6 +274,8 @@ pub struct Work {
     pub outcome: Option<Outcome>,
     /// How long the attempt that settled it took.
     pub duration_ms: Option<u64>,
+    /// What the last claim that it is done was held against.
+    pub checks: Vec<Check>,
     /// When the last event that counted happened.
     pub updated_at: Timestamp,
     /// When it settled.
@@ -307,6 +313,7 @@ impl Work {
             cancel_reason: None,
             outcome: None,
             duration_ms: None,
+            checks: Vec::new(),
             updated_at: event.at,
             settled_at: None,
             late_events: 0,
@@ -330,6 +337,7 @@ impl Work {
             cancel_reason: None,
             outcome: run.outcome.clone(),
             duration_ms: run.duration_ms,
+            checks: run.checks.clone(),
             updated_at: run.settled_at.unwrap_or(run.assigned_at),
             settled_at: run.settled_at,
             late_events: 0,
@@ -389,6 +397,22 @@ impl Work {
         self.exchanges.iter().rev().map(|exchange| &exchange.ask).find(|asked| asked.ask == ask)
     }
 
+    /// What the last word that it is done is worth; nothing while nobody has said so.
+    pub fn claim(&self) -> Option<Claim> {
+        match &self.outcome {
+            Some(Outcome::Complete(_)) if self.checks.is_empty() => Some(Claim::Claimed),
+            Some(Outcome::Complete(_)) => Some(Claim::Verified),
+            _ => (!self.checks.is_empty()).then_some(Claim::Refuted),
+        }
+    }
+
+    /// The claim that was refuted last, before the work was tried again: the attempt, and why.
+    pub fn refuted(&self) -> Option<(u32, &Failure)> {
+        let ended = |attempt: &Attempt| attempt.ended.as_ref().is_some_and(|failure| failure.kind == FailureKind::Refuted);
+        let last = self.attempts.iter().rev().find(|attempt| ended(attempt))?;
+        last.ended.as_ref().map(|failure| (last.number, failure))
+    }
+
     /// How many attempts count against the limit, the one that runs not included.
     pub fn attempts_burnt(&self, running: u32) -> u32 {
         let burnt =
@@ -406,7 +430,8 @@ impl Work {
             _ => 0,
         };
         let asked = |exchange: &Exchange| exchange.ask.reason.len() + json_len(&exchange.ask.context) + json_len(&exchange.answer);
-        order + outcome + self.exchanges.iter().map(asked).sum::<usize>()
+        let checks: usize = self.checks.iter().map(|check| check.found.len() + check.output.len()).sum();
+        checks + order + outcome + self.exchanges.iter().map(asked).sum::<usize>()
     }
 
     /// How long it waited for answers in all, up to now; that time does not count against its timeout.
@@ -443,12 +468,14 @@ impl Work {
         self.settled_at = Some(event.at);
         self.retry_at = None;
         self.outcome = Some(match &event.kind {
-            Kind::Complete { result, duration_ms } => {
+            Kind::Complete { result, duration_ms, checks } => {
                 self.duration_ms = Some(*duration_ms);
+                self.checks.clone_from(checks);
                 Outcome::Complete(result.clone())
             }
             Kind::Failed { failure, duration_ms } => {
                 self.duration_ms = Some(*duration_ms);
+                self.checks.clone_from(&failure.checks);
                 Outcome::Failed(failure.clone())
             }
             Kind::Cancelled { reason } => Outcome::Cancelled(reason.clone().or(self.cancel_reason.take())),
@@ -471,7 +498,10 @@ impl Work {
                 self.progress_pct = pct.or(self.progress_pct);
                 self.progress_msg = message.clone().or(self.progress_msg.take());
             }
-            Kind::Retrying { next_at, .. } => self.retry_at = Some(*next_at),
+            Kind::Retrying { failure, next_at } => {
+                self.retry_at = Some(*next_at);
+                self.checks.clone_from(&failure.checks);
+            }
             Kind::Cancelled { reason } => self.cancel_reason = reason.clone(),
             Kind::Escalate(asked) => match self.exchanges.iter_mut().find(|known| known.ask.ask == asked.ask) {
                 Some(known) => known.ask.parked |= asked.parked,

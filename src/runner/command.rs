@@ -1,5 +1,6 @@
 //! The command runner: one program per attempt, started directly and talked to over its standard streams.
 
+mod claim;
 mod directive;
 mod environment;
 mod folder;
@@ -140,7 +141,7 @@ impl Program {
         let shop = &*self.shop;
         let context = &shop.context;
         let check = shop.check(&order.definition)?;
-        let input = Input::of(&order.assignment, &context.blobs).await?;
+        let input = Input::of(&order.assignment, &context.blobs).await?.with_refuted(order.refuted.as_ref());
         let mut start = Start::prepare(&self.spec, order, &input, &context.runner.env_pass).await?;
         let base = shop.base().await?;
         if order.attempt > 1 {

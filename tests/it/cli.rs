@@ -192,6 +192,7 @@ impl Seed {
             priority: 0,
             trace_id: "1".repeat(32),
             span_id: "2".repeat(16),
+            accept: None,
         };
         let event = |attempt, kind| Event {
             work_id: work,
@@ -214,7 +215,7 @@ impl Seed {
 }
 
 fn complete(result: output::Output) -> Kind {
-    Kind::Complete { result, duration_ms: 1500 }
+    Kind::Complete { result, duration_ms: 1500, checks: vec![] }
 }
 
 fn now() -> Timestamp {

@@ -4,6 +4,7 @@
 
 mod agents;
 mod assign;
+mod claims;
 mod cli;
 mod clients;
 mod clocks;
@@ -28,6 +29,7 @@ mod rude;
 mod runner;
 mod runner_bench;
 mod runner_stop;
+mod stage;
 mod stations;
 mod transport;
 mod transport_local;

@@ -1,5 +1,6 @@
 //! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
 
+use lattice_mcp::model::accept::{Check, Claim, What};
 use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{BlobRef, Media, Output};
@@ -46,6 +47,7 @@ fn assignment() -> Assignment {
         priority: 0,
         trace_id: "0".repeat(32),
         span_id: "0".repeat(16),
+        accept: None,
     }
 }
 
@@ -55,12 +57,30 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::Transient),
         Just(FailureKind::HandedBack),
         Just(FailureKind::Crashed),
-        Just(FailureKind::TotalTimeout)
+        Just(FailureKind::TotalTimeout),
+        Just(FailureKind::Refuted)
     ];
-    (kinds, "[a-z ]{0,12}", any::<Option<i32>>(), any::<bool>()).prop_map(|(kind, message, exit_code, dead_letter)| Failure {
+    (kinds, "[a-z ]{0,12}", any::<Option<i32>>(), any::<bool>(), checks(false)).prop_map(
+        |(kind, message, exit_code, dead_letter, checks)| Failure {
+            exit_code,
+            dead_letter,
+            checks: if kind == FailureKind::Refuted { checks } else { vec![] },
+            ..Failure::new(kind, message)
+        },
+    )
+}
+
+/// What was looked at; at least one thing that does not hold, or none such.
+fn checks(hold: bool) -> impl Strategy<Value = Vec<Check>> {
+    let check = (any::<Option<i32>>(), ".{0,8}", any::<bool>(), any::<bool>()).prop_map(move |(exit_code, output, ok, digest)| Check {
         exit_code,
-        dead_letter,
-        ..Failure::new(kind, message)
+        output,
+        sha256: digest.then(|| "b".repeat(64)),
+        ..Check::new(What::Command, ok || hold, "found")
+    });
+    proptest::collection::vec(check, 1..3).prop_map(move |mut checks| {
+        checks[0].ok = hold;
+        checks
     })
 }
 
@@ -80,7 +100,8 @@ fn kind() -> impl Strategy<Value = (bool, Kind)> {
         1 => Just((true, Kind::Assigned(Box::new(assignment())))),
         4 => Just((false, Kind::Accepted)),
         4 => (proptest::option::of(0.0..100.0f64), proptest::option::of(".{0,6}")).prop_map(|(pct, message)| (false, Kind::Progress { pct, message })),
-        1 => (output(), 0u64..99).prop_map(|(result, duration_ms)| (false, Kind::Complete { result, duration_ms })),
+        1 => (output(), 0u64..99, proptest::option::of(checks(true)))
+            .prop_map(|(result, duration_ms, checks)| (false, Kind::Complete { result, duration_ms, checks: checks.unwrap_or_default() })),
         1 => (failure(), 0u64..99).prop_map(|(failure, duration_ms)| (false, Kind::Failed { failure, duration_ms })),
         3 => ask.prop_map(|kind| (false, kind)),
         3 => (1u32..4, any::<i8>()).prop_map(|(ask, n)| (true, Kind::Answered { ask, answer: json!(n) })),
@@ -226,7 +247,7 @@ proptest! {
             as_leaf(Kind::Assigned(Box::new(elsewhere))),
             as_assigner(Kind::Accepted),
             as_assigner(Kind::Progress { pct: None, message: None }),
-            as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1 }),
+            as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1, checks: vec![] }),
             as_assigner(Kind::Retrying { failure: Failure::new(FailureKind::Agent, "no"), next_at: Timestamp::from_millis(at) }),
         ];
         let work = Work::fold(&events).unwrap();
@@ -234,6 +255,19 @@ proptest! {
             let mut after = work.clone();
             after.apply(&event);
             prop_assert_eq!(&work, &after, "{:?}", event);
+        }
+    }
+
+    #[test]
+    fn a_claim_is_worth_what_its_checks_say(events in ordered()) {
+        let work = Work::fold(&events).unwrap();
+        match (&work.outcome, work.claim()) {
+            (Some(Outcome::Complete(_)), Some(Claim::Claimed)) => prop_assert!(work.checks.is_empty()),
+            (Some(Outcome::Complete(_)), Some(Claim::Verified)) => prop_assert!(work.checks.iter().all(|check| check.ok)),
+            (Some(Outcome::Failed(failure)), Some(Claim::Refuted)) => prop_assert_eq!(failure.kind, FailureKind::Refuted),
+            (Some(Outcome::Failed(failure)), None) => prop_assert!(failure.kind != FailureKind::Refuted),
+            (outcome, Some(claim)) => prop_assert!(claim == Claim::Refuted && !matches!(outcome, Some(Outcome::Complete(_)))),
+            (outcome, None) => prop_assert!(!matches!(outcome, Some(Outcome::Complete(_)))),
         }
     }
 
@@ -253,7 +287,7 @@ proptest! {
 
 #[test]
 fn a_late_result_of_an_older_attempt_is_adopted_unless_something_settled() {
-    let done = |attempt| event(attempt, 9, Kind::Complete { result: Output::Inline(json!(attempt)), duration_ms: 1 });
+    let done = |attempt| event(attempt, 9, Kind::Complete { result: Output::Inline(json!(attempt)), duration_ms: 1, checks: vec![] });
     let adopted = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), done(1)]).unwrap();
     assert_eq!(adopted.outcome, Some(Outcome::Complete(Output::Inline(json!(1)))));
     let evidence = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), done(2), done(1)]).unwrap();

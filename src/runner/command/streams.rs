@@ -32,19 +32,20 @@ pub(super) struct Heard {
 }
 
 /// The end of a pipe: read to its end, or to what was in it when everybody on the other side was gone.
-struct Pipe<'a, R> {
+pub(super) struct Pipe<'a, R> {
     source: R,
     shared: &'a Shared,
     left: usize,
 }
 
 impl<'a, R: AsyncRead + Unpin> Pipe<'a, R> {
-    fn new(source: R, shared: &'a Shared) -> Self {
+    /// Reads this.
+    pub(super) fn new(source: R, shared: &'a Shared) -> Self {
         Self { source, shared, left: PIPE_MAX }
     }
 
     /// The next bytes; none at the end. Dropping the future loses nothing.
-    async fn read(&mut self, chunk: &mut [u8]) -> usize {
+    pub(super) async fn read(&mut self, chunk: &mut [u8]) -> usize {
         let drain = &self.shared.drain;
         let read = tokio::select! {
             biased;
