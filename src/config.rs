@@ -159,6 +159,10 @@ pub struct Work {
     pub priority_max: i32,
     /// How deep works may assign further works.
     pub depth_max: u32,
+    /// How many works one work may assign.
+    pub children_max: u32,
+    /// How many works there may be in all below one that no work assigned.
+    pub descendants_max: u32,
 }
 
 impl Default for Work {
@@ -178,6 +182,8 @@ impl Default for Work {
             answer_timeout: Span::secs(24 * 3600),
             priority_max: 1000,
             depth_max: 16,
+            children_max: 100,
+            descendants_max: 500,
         }
     }
 }

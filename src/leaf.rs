@@ -23,6 +23,7 @@ use crate::model::id::WorkId;
 use crate::model::time::Timestamp;
 use crate::registry::{Lane, Registry};
 use crate::runner::Runners;
+use crate::runs::Runs;
 use crate::telemetry::now;
 use crate::transport::{Accept, Delivery, Error, Result, Taken, Transport, Want};
 use crate::works::Works;
@@ -45,6 +46,7 @@ struct Inner {
     works: Works,
     registry: Registry,
     runners: Runners,
+    runs: Runs,
     config: Arc<Config>,
     tasks: TaskTracker,
     running: Mutex<HashMap<WorkId, Running>>,
@@ -68,13 +70,22 @@ struct Running {
 
 impl Leaf {
     /// A leaf that takes nothing yet.
-    pub fn new(transport: Transport, works: Works, registry: Registry, runners: Runners, config: Arc<Config>, tasks: TaskTracker) -> Self {
+    pub fn new(
+        transport: Transport,
+        works: Works,
+        registry: Registry,
+        runners: Runners,
+        runs: Runs,
+        config: Arc<Config>,
+        tasks: TaskTracker,
+    ) -> Self {
         Self(Arc::new(Inner {
             accept: attempt::accept(registry.me()),
             transport,
             works,
             registry,
             runners,
+            runs,
             config,
             tasks,
             running: Mutex::default(),

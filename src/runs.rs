@@ -5,6 +5,7 @@
 
 mod fold;
 mod rows;
+mod spent;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -81,7 +82,7 @@ impl Opening {
     }
 }
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
 const GATHER: Duration = Duration::from_millis(10);
@@ -123,7 +124,13 @@ const SCHEMA: &str = "
 ";
 
 /// What each later version adds; the first of them leads from version 1 to 2.
-const ADDED: [&str; 1] = ["ALTER TABLE runs ADD COLUMN checks TEXT"];
+const ADDED: [&str; 2] = [
+    "ALTER TABLE runs ADD COLUMN checks TEXT",
+    "ALTER TABLE runs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE runs ADD COLUMN cost REAL NOT NULL DEFAULT 0;
+     ALTER TABLE runs ADD COLUMN turns INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE runs ADD COLUMN budget TEXT",
+];
 
 impl Runs {
     /// Opens or makes `runs.db` in a folder, as the fold of this log.
@@ -418,7 +425,7 @@ mod tests {
         for _ in 0..2 {
             let db = connect(&file).unwrap().0;
             let run = db.query_row(&format!("SELECT {} FROM runs", rows::COLUMNS), [], rows::read).unwrap();
-            assert_eq!((run.task.as_str(), run.checks.len()), ("old", 0));
+            assert_eq!((run.task.as_str(), run.usage.is_empty(), run.checks.len(), run.budget), ("old", true, 0, None));
         }
     }
 

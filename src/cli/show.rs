@@ -34,6 +34,8 @@ pub(super) fn run_json(run: &Run) -> Map<String, Value> {
         ("settled_at", json!(run.settled_at)),
         ("duration_ms", json!(run.duration_ms)),
         ("claim", json!(Work::from_run(run).claim())),
+        ("usage", json!(Some(run.usage).filter(|usage| !usage.is_empty()))),
+        ("budget", json!(run.budget)),
     ]);
     object.extend(outcome_json(run.outcome.as_ref()));
     object
@@ -66,6 +68,8 @@ pub(super) fn work_json(work: &Work) -> Map<String, Value> {
         ("duration_ms", json!(work.duration_ms)),
         ("claim", json!(work.claim())),
         ("checks", json!(Some(&work.checks).filter(|checks| !checks.is_empty()))),
+        ("usage", json!(Some(work.usage()).filter(|usage| !usage.is_empty()))),
+        ("budget", json!(work.budget().map(|allowance| &allowance.budget))),
         ("accept", json!(order.and_then(|order| order.accept.as_ref()))),
     ]);
     object.extend(outcome_json(work.outcome.as_ref()));
@@ -146,6 +150,7 @@ pub(super) fn details(event: &Event) -> String {
             let worth = if checks.is_empty() { "" } else { ", verified" };
             format!("after {}{worth}: {}", took(*duration_ms), output(result))
         }
+        Kind::Used(usage) => format!("{usage} so far"),
         Kind::Failed { failure: why, duration_ms } => format!("after {}: {}", took(*duration_ms), failure(why)),
         Kind::Escalate(ask) => {
             let waits = if ask.parked { ", the agent has ended" } else { "" };

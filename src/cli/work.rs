@@ -143,6 +143,9 @@ fn summary(work: &Work) -> Table {
             table.pair("", format!("  {line}"));
         }
     }
+    if !work.usage().is_empty() {
+        table.pair("used", work.usage().to_string());
+    }
     if let Some(ask) = work.open_question() {
         table.pair("question", ask.reason.clone());
         table.pair("next", format!("lattice-mcp work answer {} TEXT", work.work_id));

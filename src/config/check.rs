@@ -39,6 +39,8 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         positive(work.answer_timeout, "lattice.work.answer_timeout"),
         (work.priority_max < 0, "lattice.work.priority_max", "a number of at least 0".to_owned()),
         (!(1..=64).contains(&work.depth_max), "lattice.work.depth_max", "a number from 1 to 64".to_owned()),
+        counted(work.children_max, "lattice.work.children_max"),
+        counted(work.descendants_max, "lattice.work.descendants_max"),
         counted(retry.max_attempts, "lattice.retry.max_attempts"),
         (
             retry.initial_delay > retry.max_delay,

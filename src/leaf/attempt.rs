@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::claim::refutation;
+use super::claim::{Meter, refutation};
 use super::policy::{self, After, Verdict};
 use super::{Inner, TROUBLE_PAUSE};
 use crate::model::agent::Definition;
@@ -53,7 +53,7 @@ enum Why {
 /// What every step of an attempt needs.
 pub(super) struct Attempt<'a> {
     pub(super) leaf: &'a Inner,
-    delivery: &'a Delivery,
+    pub(super) delivery: &'a Delivery,
     pub(super) assignment: Arc<Assignment>,
     pub(super) definition: Arc<Definition>,
     started: Instant,
@@ -187,7 +187,7 @@ impl Attempt<'_> {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-            Verdict::Run => match self.hindrance() {
+            Verdict::Run => match self.hindrance(&work).await? {
                 Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
                 None => self.execute(&work, following, inbox).await,
             },
@@ -247,6 +247,7 @@ impl Attempt<'_> {
         let mut watch = Watch::new(self, work, stop.clone(), answers);
         let ears = Ears { attempt: self, following: Some(following) };
         let ended = watch.over(run, heard, inbox, ears).await?;
+        watch.tell_usage().await?;
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match (ended, watch.why.take()) {
             (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms, checks })]).await,
@@ -331,7 +332,7 @@ impl Attempt<'_> {
         self.retrying(|| self.leaf.transport.queue.release(self.delivery, at, deadline, records.clone())).await
     }
 
-    async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {
+    pub(super) async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {
         const TRIES: u32 = 60;
         let mut tries = 0;
         loop {
@@ -401,6 +402,7 @@ struct Watch<'a> {
     waited: Duration,
     silence: Duration,
     heard_at: Instant,
+    meter: Meter,
 }
 
 impl<'a> Watch<'a> {
@@ -419,6 +421,7 @@ impl<'a> Watch<'a> {
             waited: work.waited(now()),
             silence: silence.map_or(Duration::MAX, Span::get),
             heard_at: Instant::now(),
+            meter: Meter::new(attempt.leaf.config.lattice.work.progress_per_second),
         }
     }
 
@@ -437,14 +440,19 @@ impl<'a> Watch<'a> {
     ) -> Result<Ended> {
         let mut run = std::pin::pin!(run);
         let ended = loop {
-            let check_at = self.next_check();
+            let check_at = self.meter.due().map_or_else(|| self.next_check(), |due| due.min(self.next_check()));
             tokio::select! {
                 biased;
                 Some(word) = inbox.recv() => self.hear(word).await?,
                 work = ears.next() => self.heed(&work).await?,
                 Some(report) = reports.recv() => self.take_in(report).await?,
                 ended = &mut run => break ended,
-                () = tokio::time::sleep_until(check_at) => self.check_clock(),
+                () = tokio::time::sleep_until(check_at) => {
+                    self.check_clock();
+                    if self.meter.due().is_some_and(|due| due <= Instant::now()) {
+                        self.tell_usage().await?;
+                    }
+                }
             }
         };
         while let Ok(report) = reports.try_recv() {
@@ -540,9 +548,14 @@ impl<'a> Watch<'a> {
         self.heard_at = Instant::now();
         let kind = match report {
             Report::Alive => return Ok(()),
+            Report::Used(more) => {
+                self.meter.add(more);
+                return Ok(());
+            }
             Report::Progress { pct, message } => Kind::Progress { pct, message },
             Report::Escalate { reason, context, needs } => {
                 self.asks += 1;
+                self.tell_usage().await?;
                 self.wait_for_answer().await?;
                 let ask = Ask { ask: self.asks, reason, context, needs, parked: false };
                 self.last_ask = Some(ask.clone());
@@ -550,6 +563,14 @@ impl<'a> Watch<'a> {
             }
         };
         self.attempt.append(vec![self.attempt.record(kind)]).await
+    }
+
+    /// Puts on the log what was used and does not stand there yet.
+    async fn tell_usage(&mut self) -> Result<()> {
+        match self.meter.tell() {
+            Some(used) => self.attempt.append(vec![self.attempt.record(Kind::Used(used))]).await,
+            None => Ok(()),
+        }
     }
 
     /// While a question is open the clocks stand still, and the item's deadline is the answer's.

@@ -59,6 +59,9 @@ impl<'a> Reporter<'a> {
     /// The work of a run, as the run store has it.
     pub(super) fn run(&mut self, run: &Run) -> Map<String, Value> {
         let mut report = self.report(&Work::from_run(run), Some(&run.agent));
+        if let Some(budget) = &run.budget {
+            report.insert("budget".into(), json!(budget));
+        }
         if run.attempt > 0 {
             report.insert("attempt".into(), run.attempt.into());
         }
@@ -98,7 +101,7 @@ impl<'a> Reporter<'a> {
         report
     }
 
-    /// What the agent's word is worth, with the evidence.
+    /// What the agent's word is worth, with the evidence, and what was used.
     fn claimed(&mut self, report: &mut Map<String, Value>, work: &Work) {
         if let Some(claim) = work.claim() {
             report.insert("claim".into(), claim.label().into());
@@ -122,6 +125,13 @@ impl<'a> Reporter<'a> {
         let shown: Vec<Value> = shown.collect();
         if !shown.is_empty() {
             report.insert("checks".into(), shown.into());
+        }
+        if let Some(allowance) = work.budget() {
+            report.insert("budget".into(), json!(allowance.budget));
+        }
+        let usage = work.usage();
+        if !usage.is_empty() {
+            report.insert("usage".into(), json!(usage));
         }
     }
 
@@ -332,6 +342,8 @@ mod tests {
             duration_ms: None,
             outcome: None,
             checks: Vec::new(),
+            usage: crate::model::budget::Usage::default(),
+            budget: None,
         }
     }
 

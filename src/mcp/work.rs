@@ -11,6 +11,7 @@ use super::report::{self, Reporter};
 use super::server::Server;
 use crate::dispatcher::Request;
 use crate::model::accept::Criteria;
+use crate::model::budget::Budget;
 use crate::model::id::WorkId;
 use crate::model::time::Span;
 use crate::model::work::{Outcome, Work};
@@ -57,6 +58,7 @@ impl Server {
             "run_id": {"type": "string", "description": "Join the run of earlier work"},
             "idempotency_key": {"type": "string", "description": "The same key never assigns twice"},
             "accept": {"type": "object", "description": "Checked before it counts as done: {command: [argv], timeout, schema: of the result, paths: [must exist]}"},
+            "budget": {"type": "object", "description": "For it and all it assigns: {tokens, cost_usd, turns, works}"},
         }), &["agent_name", "task"]),
         output_schema = object(json!({
             "work_id": {"type": "string"}, "agent_name": {"type": "string"}, "station": {"type": "string"},
@@ -82,6 +84,7 @@ impl Server {
             idempotency_key: arguments.text("idempotency_key")?,
             trace,
             accept: arguments.optional_object("accept")?.map(|given| Criteria::read(&given)).transpose()?,
+            budget: arguments.optional_object("budget")?.map(|given| Budget::read(&given)).transpose()?,
         };
         let assigned = self.dispatcher().assign(&caller, request).await?;
         let mut answer = fields(json!({

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::accept::Check;
+use super::budget::Usage;
 use super::id::{InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
 use super::time::Timestamp;
@@ -90,6 +91,8 @@ pub enum Kind {
         /// Why, in the caller's words.
         reason: Option<String>,
     },
+    /// The agent reports what its attempt has used so far.
+    Used(Usage),
     /// An event type of another version: kept and skipped.
     Other(String),
 }
@@ -174,6 +177,8 @@ pub enum FailureKind {
     Limit,
     /// The agent said that it is done, and what was asked of its result does not hold.
     Refuted,
+    /// A budget of the run is used up.
+    Budget,
     /// A kind of another version.
     #[serde(other)]
     Unknown,
@@ -222,6 +227,7 @@ impl Kind {
             Self::Answered { .. } => "WORK_ANSWERED",
             Self::Retrying { .. } => "WORK_RETRYING",
             Self::Cancelled { .. } => "WORK_CANCELLED",
+            Self::Used(_) => "WORK_USAGE",
             Self::Other(kind) => kind,
         }
     }
@@ -271,6 +277,12 @@ struct Wire {
     duration_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     checks: Vec<Check>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokens: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cost_usd: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    turns: Option<u64>,
 }
 
 /// Keeps the difference between an absent value and `null`.
@@ -304,6 +316,9 @@ impl Wire {
             next_at: None,
             duration_ms: None,
             checks: Vec::new(),
+            tokens: None,
+            cost_usd: None,
+            turns: None,
         };
         match event.kind {
             Kind::Assigned(assignment) => wire.assignment = Some(assignment),
@@ -327,6 +342,9 @@ impl Wire {
             Kind::Answered { ask, answer } => (wire.ask, wire.answer) = (Some(ask), Some(answer)),
             Kind::Retrying { failure, next_at } => (wire.error, wire.next_at) = (Some(failure), Some(next_at)),
             Kind::Cancelled { reason } => wire.reason = reason,
+            Kind::Used(Usage { tokens, cost_usd, turns }) => {
+                (wire.tokens, wire.cost_usd, wire.turns) = (Some(tokens), Some(cost_usd), Some(turns));
+            }
         }
         wire
     }
@@ -360,6 +378,11 @@ impl Wire {
                 Kind::Retrying { failure: self.error.ok_or_else(|| missing("error"))?, next_at: self.next_at.unwrap_or(self.timestamp) }
             }
             "WORK_CANCELLED" => Kind::Cancelled { reason: self.reason },
+            "WORK_USAGE" => {
+                let reported =
+                    Usage { tokens: self.tokens.unwrap_or(0), cost_usd: self.cost_usd.unwrap_or(0.0), turns: self.turns.unwrap_or(0) };
+                Kind::Used(Some(reported).filter(Usage::is_plausible).unwrap_or_default())
+            }
             _ => Kind::Other(self.kind),
         };
         Ok(Event {

@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod agent;
 pub mod audit;
+pub mod budget;
 pub mod event;
 pub mod id;
 pub mod output;

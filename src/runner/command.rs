@@ -45,6 +45,7 @@ use self::tree::{Mark, Tree};
 use super::input::Input;
 use super::{Answer, Context, Ended, Line, Order, Runner};
 use crate::model::agent;
+use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
 
 /// EX_TEMPFAIL of sysexits.h.
@@ -226,6 +227,7 @@ impl Run<'_> {
             throttle: Throttle::new(context.progress_per_second),
             line_max: context.runner.line_max,
             output_max: context.runner.output_max,
+            used: Usage::default(),
         };
         let listening = async {
             let both = tokio::join!(reader.read(stdout), read_stderr(stderr, log, shared));

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::model::accept::{Check, Criteria};
 use crate::model::agent::{Definition, RunnerSpec};
+use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind, Needs};
 use crate::model::id::InstanceId;
 use crate::model::output::Output;
@@ -59,6 +60,8 @@ pub enum Report {
         /// Who is asked.
         needs: Needs,
     },
+    /// It has used so much more.
+    Used(Usage),
     /// It printed something: a sign of life.
     Alive,
 }

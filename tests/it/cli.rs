@@ -193,6 +193,7 @@ impl Seed {
             trace_id: "1".repeat(32),
             span_id: "2".repeat(16),
             accept: None,
+            budgets: vec![],
         };
         let event = |attempt, kind| Event {
             work_id: work,

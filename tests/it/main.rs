@@ -4,6 +4,7 @@
 
 mod agents;
 mod assign;
+mod budgets;
 mod claims;
 mod cli;
 mod clients;

@@ -1,6 +1,7 @@
 //! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
 
 use lattice_mcp::model::accept::{Check, Claim, What};
+use lattice_mcp::model::budget::Usage;
 use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{BlobRef, Media, Output};
@@ -48,6 +49,7 @@ fn assignment() -> Assignment {
         trace_id: "0".repeat(32),
         span_id: "0".repeat(16),
         accept: None,
+        budgets: vec![],
     }
 }
 
@@ -58,7 +60,8 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::HandedBack),
         Just(FailureKind::Crashed),
         Just(FailureKind::TotalTimeout),
-        Just(FailureKind::Refuted)
+        Just(FailureKind::Refuted),
+        Just(FailureKind::Budget)
     ];
     (kinds, "[a-z ]{0,12}", any::<Option<i32>>(), any::<bool>(), checks(false)).prop_map(
         |(kind, message, exit_code, dead_letter, checks)| Failure {
@@ -102,6 +105,8 @@ fn kind() -> impl Strategy<Value = (bool, Kind)> {
         4 => (proptest::option::of(0.0..100.0f64), proptest::option::of(".{0,6}")).prop_map(|(pct, message)| (false, Kind::Progress { pct, message })),
         1 => (output(), 0u64..99, proptest::option::of(checks(true)))
             .prop_map(|(result, duration_ms, checks)| (false, Kind::Complete { result, duration_ms, checks: checks.unwrap_or_default() })),
+        2 => (0u64..9, 0u8..9, 0u64..9)
+            .prop_map(|(tokens, cents, turns)| (false, Kind::Used(Usage { tokens, cost_usd: f64::from(cents) / 100.0, turns }))),
         1 => (failure(), 0u64..99).prop_map(|(failure, duration_ms)| (false, Kind::Failed { failure, duration_ms })),
         3 => ask.prop_map(|kind| (false, kind)),
         3 => (1u32..4, any::<i8>()).prop_map(|(ask, n)| (true, Kind::Answered { ask, answer: json!(n) })),
@@ -248,6 +253,7 @@ proptest! {
             as_assigner(Kind::Accepted),
             as_assigner(Kind::Progress { pct: None, message: None }),
             as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1, checks: vec![] }),
+            as_assigner(Kind::Used(Usage { tokens: 1, ..Usage::default() })),
             as_assigner(Kind::Retrying { failure: Failure::new(FailureKind::Agent, "no"), next_at: Timestamp::from_millis(at) }),
         ];
         let work = Work::fold(&events).unwrap();
@@ -256,6 +262,28 @@ proptest! {
             after.apply(&event);
             prop_assert_eq!(&work, &after, "{:?}", event);
         }
+    }
+
+    #[test]
+    fn what_was_used_only_grows_and_comes_twice_without_counting_twice(events in ordered()) {
+        let mut work = Work::fold(&events[..1]).unwrap();
+        for event in &events[1..] {
+            let before = work.usage();
+            work.apply(event);
+            let now = work.usage();
+            prop_assert!(now.tokens >= before.tokens && now.turns >= before.turns && now.cost_usd >= before.cost_usd);
+            let mut twice = work.clone();
+            twice.apply(event);
+            prop_assert_eq!(twice.usage(), now);
+            if !matches!(event.kind, Kind::Used(_)) {
+                prop_assert_eq!(now, before, "{:?} used something", event.kind);
+            }
+        }
+        let told = |attempt: u32| events.iter().filter(move |event| event.attempt == attempt).filter_map(|event| match &event.kind {
+            Kind::Used(used) => Some(used.tokens),
+            _ => None,
+        });
+        prop_assert_eq!(work.usage().tokens, (1..4).map(|attempt| told(attempt).max().unwrap_or(0)).sum::<u64>());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::log::Log;
 use super::progress::Throttle;
 use super::shared::Shared;
 use super::spool::{Spool, beginning};
+use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
 use crate::model::size::Size;
 use crate::runner::Report;
@@ -78,6 +79,8 @@ pub(super) struct Stdout<'a> {
     pub(super) line_max: Size,
     /// How much may be printed.
     pub(super) output_max: Size,
+    /// What was used and not passed on yet.
+    pub(super) used: Usage,
 }
 
 impl Stdout<'_> {
@@ -87,6 +90,7 @@ impl Stdout<'_> {
         if let Err(failure) = self.listen(source, &mut result).await {
             self.shared.raise(*failure);
         }
+        self.pass_usage().await;
         if let Some(report) = self.throttle.last() {
             self.shared.report(report).await;
         }
@@ -114,6 +118,7 @@ impl Stdout<'_> {
             while let Some(piece) = splitter.next(&mut rest) {
                 self.take(piece, result).await?;
             }
+            self.pass_usage().await;
             self.pass_progress().await;
         }
         match splitter.end() {
@@ -139,6 +144,7 @@ impl Stdout<'_> {
     }
 
     async fn follow(&mut self, directive: Directive, result: &mut Option<String>) {
+        self.used = self.used.plus(directive.usage.unwrap_or_default());
         if let Some((pct, message)) = directive.progress {
             self.throttle.put(Report::Progress { pct, message: message.map(|text| cut(text, MESSAGE_MAX)) });
             self.pass_progress().await;
@@ -148,10 +154,19 @@ impl Stdout<'_> {
             if let Some(report) = self.throttle.last() {
                 self.shared.report(report).await;
             }
+            self.pass_usage().await;
             self.shared.report(Report::Escalate { reason, context, needs }).await;
         }
         if directive.result.is_some() {
             *result = directive.result;
+        }
+    }
+
+    /// What was used is passed on once for all lines that came together.
+    async fn pass_usage(&mut self) {
+        let used = std::mem::take(&mut self.used);
+        if !used.is_empty() {
+            self.shared.report(Report::Used(used)).await;
         }
     }
 
