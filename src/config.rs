@@ -164,6 +164,10 @@ pub struct Work {
     pub priority_max: i32,
     /// How deep works may assign further works.
     pub depth_max: u32,
+    /// How many works one work may assign.
+    pub children_max: u32,
+    /// How many works there may be in all below one that no work assigned.
+    pub descendants_max: u32,
 }
 
 impl Default for Work {
@@ -183,6 +187,8 @@ impl Default for Work {
             answer_timeout: Span::secs(24 * 3600),
             priority_max: 1000,
             depth_max: 16,
+            children_max: 100,
+            descendants_max: 500,
         }
     }
 }
@@ -416,6 +422,12 @@ pub struct Runner {
     pub log_max: Size,
     /// How large a result with an output schema may be: it is checked in memory.
     pub checked_max: Size,
+    /// Whether whoever assigns work may name a program that checks its result here (`accept.command`).
+    pub accept_commands: bool,
+    /// How long such a program may take, unless the order says otherwise.
+    pub accept_timeout: Span,
+    /// How much such a program may print.
+    pub accept_output_max: Size,
 }
 
 impl Default for Runner {
@@ -426,6 +438,9 @@ impl Default for Runner {
             line_max: Size::mib(1),
             log_max: Size::mib(10),
             checked_max: Size::mib(16),
+            accept_commands: true,
+            accept_timeout: Span::secs(60),
+            accept_output_max: Size::mib(1),
         }
     }
 }

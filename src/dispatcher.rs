@@ -4,6 +4,7 @@
 //! It does not know MCP, nor how work is executed.
 
 mod assign;
+mod nested;
 mod wait;
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +15,8 @@ use serde_json::{Map, Value};
 pub use self::assign::Schemas;
 pub use self::wait::Mode;
 use crate::config::Config;
+use crate::model::accept::Criteria;
+use crate::model::budget::{Budget, Excess};
 use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
 use crate::model::id::{self, AgentName, RunId, StationId, WorkId};
 use crate::model::owner::Owner;
@@ -38,6 +41,8 @@ struct Inner {
     runs: Runs,
     config: Arc<Config>,
     schemas: Schemas,
+    /// Held from the look at what is left of limits until the new work counts.
+    nesting: tokio::sync::Mutex<()>,
 }
 
 /// Whoever calls: one per connection, or one per request where there are no connections.
@@ -129,6 +134,10 @@ pub struct Request {
     pub idempotency_key: Option<String>,
     /// The trace that the client is in.
     pub trace: Option<TraceContext>,
+    /// What is asked of the result before the work counts as done.
+    pub accept: Option<Criteria>,
+    /// What the work and everything below it may use.
+    pub budget: Option<Budget>,
 }
 
 /// An order that is durable.
@@ -230,6 +239,24 @@ pub enum Error {
         /// The bound.
         max: u32,
     },
+    /// A work assigns too many works.
+    #[error("{used} works were assigned {place}, and no more than {max} are allowed ({key})")]
+    TooWide {
+        /// How many.
+        used: u64,
+        /// Where.
+        place: String,
+        /// The bound.
+        max: u32,
+        /// The bound's key.
+        key: &'static str,
+    },
+    /// A budget is used up.
+    #[error(transparent)]
+    Budget(#[from] Excess),
+    /// What is asked of the result is no schema.
+    #[error("accept.schema is not a JSON Schema: {0}")]
+    BadCriteria(String),
     /// An idempotency key that cannot be one.
     #[error("an idempotency_key has 1 to 256 characters, and this one has {0}")]
     BadKey(usize),
@@ -306,7 +333,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Dispatcher {
     /// Dispatches over these parts.
     pub fn new(transport: Transport, works: Works, registry: Registry, runs: Runs, config: Arc<Config>) -> Self {
-        Self(Arc::new(Inner { transport, works, registry, runs, config, schemas: Schemas::new(HashMap::new()) }))
+        Self(Arc::new(Inner {
+            transport,
+            works,
+            registry,
+            runs,
+            config,
+            schemas: Schemas::new(HashMap::new()),
+            nesting: tokio::sync::Mutex::default(),
+        }))
     }
 
     /// The agents and stations of the lattice.

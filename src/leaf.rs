@@ -4,6 +4,7 @@
 //! else takes the work as a later attempt. What this module holds in memory may be lost at any moment.
 
 mod attempt;
+mod claim;
 mod policy;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use crate::model::id::WorkId;
 use crate::model::time::Timestamp;
 use crate::registry::{Lane, Registry};
 use crate::runner::Runners;
+use crate::runs::Runs;
 use crate::telemetry::now;
 use crate::transport::{Accept, Delivery, Error, Result, Taken, Transport, Want};
 use crate::works::Works;
@@ -45,6 +47,7 @@ struct Inner {
     works: Works,
     registry: Registry,
     runners: Runners,
+    runs: Runs,
     config: Arc<Config>,
     tasks: TaskTracker,
     running: Mutex<HashMap<WorkId, Running>>,
@@ -70,13 +73,22 @@ struct Running {
 
 impl Leaf {
     /// A leaf that takes nothing yet.
-    pub fn new(transport: Transport, works: Works, registry: Registry, runners: Runners, config: Arc<Config>, tasks: TaskTracker) -> Self {
+    pub fn new(
+        transport: Transport,
+        works: Works,
+        registry: Registry,
+        runners: Runners,
+        runs: Runs,
+        config: Arc<Config>,
+        tasks: TaskTracker,
+    ) -> Self {
         Self(Arc::new(Inner {
             accept: attempt::accept(registry.me()),
             transport,
             works,
             registry,
             runners,
+            runs,
             config,
             tasks,
             running: Mutex::default(),

@@ -6,6 +6,7 @@
 mod fold;
 mod outlook;
 mod rows;
+mod spent;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -83,7 +84,7 @@ impl Opening {
     }
 }
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 1 + ADDED.len() as i64;
 const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
 const GATHER: Duration = Duration::from_millis(100);
@@ -138,6 +139,15 @@ const OWNERS: &str = "
     CREATE INDEX runs_owner_settled ON runs (owner, settled_no) WHERE settled_no IS NOT NULL;
     CREATE TABLE looks (owner TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
 ";
+/// What each later version adds; the first of them leads from version 1 to 2.
+const ADDED: [&str; 3] = [
+    OWNERS,
+    "ALTER TABLE runs ADD COLUMN checks TEXT",
+    "ALTER TABLE runs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE runs ADD COLUMN cost REAL NOT NULL DEFAULT 0;
+     ALTER TABLE runs ADD COLUMN turns INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE runs ADD COLUMN budget TEXT",
+];
 
 impl Runs {
     /// Opens or makes `runs.db` in a folder, as the fold of this log.
@@ -348,10 +358,14 @@ fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(),
         let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         // Another process may have been first.
         let version = tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
-        for (_, step) in [(1, SCHEMA), (2, OWNERS)].iter().filter(|(to, _)| *to > version) {
-            tx.execute_batch(step)?;
+        if version == 0 {
+            tx.execute_batch(SCHEMA)?;
         }
-        tx.pragma_update(None, "user_version", VERSION.max(version))?;
+        if version < VERSION {
+            let known = usize::try_from(version.max(1) - 1).unwrap_or(0);
+            ADDED.iter().skip(known).try_for_each(|added| tx.execute_batch(added))?;
+            tx.pragma_update(None, "user_version", VERSION)?;
+        }
         tx.commit()?;
     }
     Ok((db, Ok(())))
@@ -411,6 +425,28 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_of_an_earlier_version_keeps_its_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runs.db");
+        let old = Connection::open(&file).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        let pending = serde_json::to_string(&crate::model::work::Status::default()).unwrap();
+        old.execute(
+            "INSERT INTO runs (work, run, root, origin, target, trace, agent, task, status, event, assigned_at, attempt, dead, seen)
+             VALUES (?1, ?2, ?2, 'a', 'a', '', 'a', 'old', ?3, 'WORK_ASSIGNED', 0, 0, 0, 1)",
+            params![uuid::Uuid::from_u128(1).as_bytes(), uuid::Uuid::from_u128(2).to_string(), pending],
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let db = connect(&file).unwrap().0;
+            let run = db.query_row(&format!("SELECT {} FROM runs", rows::COLUMNS), [], rows::read).unwrap();
+            assert_eq!((run.task.as_str(), run.usage.is_empty(), run.checks.len(), run.budget), ("old", true, 0, None));
+        }
+    }
 
     #[test]
     fn a_new_store_is_opened_by_many_at_once() {

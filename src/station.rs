@@ -355,7 +355,7 @@ impl Station {
                     instance: me.instance,
                     mesh: mesh_access(&setting, &me.station)?,
                 });
-                Some((Leaf::new(transport, works, registry.clone(), runners.clone(), config, tasks.clone()), runners))
+                Some((Leaf::new(transport, works, registry.clone(), runners.clone(), runs.clone(), config, tasks.clone()), runners))
             }
         };
         let (taking, living) = (CancellationToken::new(), CancellationToken::new());

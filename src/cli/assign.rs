@@ -11,6 +11,8 @@ use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::show;
 use crate::dispatcher::{Caller, Dispatcher, Mode, Request};
+use crate::model::accept::Criteria;
+use crate::model::budget::Budget;
 use crate::model::event::{Event, Kind};
 use crate::model::id::{self, AgentName, WorkId};
 use crate::model::output::Output;
@@ -40,6 +42,12 @@ pub(super) struct Args {
     /// Higher is more urgent
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i64,
+    /// What is checked before the work counts as done: {"command": [...], "timeout": "1m", "schema": {...}, "paths": [...]}
+    #[arg(long, value_name = "JSON", value_parser = criteria)]
+    accept: Option<Criteria>,
+    /// What the work and all that it assigns may use: {"tokens": N, "cost_usd": N, "turns": N, "works": N}
+    #[arg(long, value_name = "JSON", value_parser = budget)]
+    budget: Option<Budget>,
     /// Print the work's id at once, and leave the work to the stations that run
     #[arg(long)]
     no_wait: bool,
@@ -54,6 +62,14 @@ fn names(text: &str) -> Result<Names, String> {
 
 fn object(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))
+}
+
+fn criteria(text: &str) -> Result<Criteria, String> {
+    object(text).and_then(|given| Criteria::read(&given).map_err(|error| error.to_string()))
+}
+
+fn budget(text: &str) -> Result<Budget, String> {
+    object(text).and_then(|given| Budget::read(&given).map_err(|error| error.to_string()))
 }
 
 pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure> {
@@ -111,6 +127,8 @@ async fn assign(dispatcher: &Dispatcher, caller: &Caller, args: &Args) -> Result
         run_id: None,
         idempotency_key: None,
         trace: None,
+        accept: args.accept.clone(),
+        budget: args.budget,
     });
     let requests: Vec<Request> = requests.collect();
     // All are good, or none is assigned.

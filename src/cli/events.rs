@@ -155,7 +155,7 @@ impl List {
 
     fn shows(&self, line: &Line) -> bool {
         match line {
-            Line::Work(event) => self.args.progress || !matches!(event.kind, Kind::Progress { .. }),
+            Line::Work(event) => self.args.progress || !matches!(event.kind, Kind::Progress { .. } | Kind::Used(_)),
             Line::Fact(fact) => match fact.kind.noun_and_verb().0 {
                 "station" => self.wants(About::Station),
                 "agent" => self.wants(About::Agent),

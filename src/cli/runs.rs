@@ -70,7 +70,28 @@ async fn tree(session: &mut Session, id: RunId) -> Result<(), Failure> {
     }
     let mut table = Table::new(["RUN", "AGENT", "STATUS", "TOOK", "STATION", "TASK"]).cut("TASK");
     draw(&tree, tree.run_id.as_str(), "", "", &mut table);
-    Ok(session.screen.table(&table)?)
+    session.screen.table(&table)?;
+    let mut lines = Vec::new();
+    let usage = tree.spent().usage;
+    if !usage.is_empty() {
+        lines.push(format!("used in all: {usage}"));
+    }
+    if let Some(parent) = id.parent() {
+        for allowance in reader.dispatcher.runs().budgets(&parent).await? {
+            let spent = reader.dispatcher.runs().spent(&allowance.run_id, None).await?;
+            lines.push(format!("budget of {} above it: {}", allowance.run_id, allowance.shown(&spent)));
+        }
+    }
+    budgets(&tree, &mut lines);
+    Ok(lines.iter().try_for_each(|line| session.screen.line(line))?)
+}
+
+/// What is used of each budget in a tree.
+fn budgets(tree: &Tree, lines: &mut Vec<String>) {
+    if let Some(allowance) = tree.run.as_ref().and_then(Run::allowance) {
+        lines.push(format!("budget of {}: {}", tree.run_id, allowance.shown(&tree.spent())));
+    }
+    tree.children.iter().for_each(|child| budgets(child, lines));
 }
 
 /// The runs from this one down; a work's id leads to its run.
@@ -94,6 +115,12 @@ async fn find(reader: &Reader, id: RunId) -> Result<(RunId, Vec<Run>), Failure> 
 fn as_json(tree: &Tree) -> Map<String, Value> {
     let mut object = tree.run.as_ref().map(show::run_json).unwrap_or_default();
     object.insert("run_id".into(), Value::from(tree.run_id.to_string()));
+    if tree.run.as_ref().is_some_and(|run| run.budget.is_some()) {
+        let spent = tree.spent();
+        let mut used = serde_json::to_value(spent.usage).unwrap_or_default();
+        used["works"] = spent.works.into();
+        object.insert("budget_used".into(), used);
+    }
     object.insert("children".into(), tree.children.iter().map(|child| Value::from(as_json(child))).collect());
     object
 }
@@ -145,6 +172,9 @@ mod tests {
             attempt: 1,
             duration_ms: Some(1500),
             outcome: None,
+            checks: Vec::new(),
+            usage: crate::model::budget::Usage::default(),
+            budget: None,
         }
     }
 

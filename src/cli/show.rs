@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::screen::{escape, took};
+use crate::model::accept::Check;
 use crate::model::event::{Event, Failure, FailureKind, Kind};
 use crate::model::output::Output;
 use crate::model::run::Run;
@@ -32,6 +33,9 @@ pub(super) fn run_json(run: &Run) -> Map<String, Value> {
         ("accepted_at", json!(run.accepted_at)),
         ("settled_at", json!(run.settled_at)),
         ("duration_ms", json!(run.duration_ms)),
+        ("claim", json!(Work::from_run(run).claim())),
+        ("usage", json!(Some(run.usage).filter(|usage| !usage.is_empty()))),
+        ("budget", json!(run.budget)),
     ]);
     object.extend(outcome_json(run.outcome.as_ref()));
     object
@@ -62,6 +66,11 @@ pub(super) fn work_json(work: &Work) -> Map<String, Value> {
         ("assigned_at", json!(order.map(|order| order.assigned_at))),
         ("settled_at", json!(work.settled_at)),
         ("duration_ms", json!(work.duration_ms)),
+        ("claim", json!(work.claim())),
+        ("checks", json!(Some(&work.checks).filter(|checks| !checks.is_empty()))),
+        ("usage", json!(Some(work.usage()).filter(|usage| !usage.is_empty()))),
+        ("budget", json!(work.budget().map(|allowance| &allowance.budget))),
+        ("accept", json!(order.and_then(|order| order.accept.as_ref()))),
     ]);
     object.extend(outcome_json(work.outcome.as_ref()));
     object
@@ -113,6 +122,13 @@ pub(super) fn failure(failure: &Failure) -> String {
     format!("{}: {}{code}{dead}", kind(failure.kind), failure.message)
 }
 
+/// What was looked at, and what was found.
+pub(super) fn check(check: &Check) -> String {
+    let what = json!(check.what).as_str().unwrap_or_default().to_owned();
+    let digest = check.sha256.as_ref().map(|sha256| format!(" (output sha256 {sha256})")).unwrap_or_default();
+    format!("{} {what}: {}{digest}", if check.ok { "ok" } else { "FAILED" }, preview(&check.found))
+}
+
 fn kind(kind: FailureKind) -> String {
     json!(kind).as_str().unwrap_or_default().to_owned()
 }
@@ -130,7 +146,11 @@ pub(super) fn details(event: &Event) -> String {
             let parts = [pct.map(|pct| format!("{pct}%")), message.as_deref().map(preview)];
             parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
         }
-        Kind::Complete { result, duration_ms } => format!("after {}: {}", took(*duration_ms), output(result)),
+        Kind::Complete { result, duration_ms, checks } => {
+            let worth = if checks.is_empty() { "" } else { ", verified" };
+            format!("after {}{worth}: {}", took(*duration_ms), output(result))
+        }
+        Kind::Used(usage) => format!("{usage} so far"),
         Kind::Failed { failure: why, duration_ms } => format!("after {}: {}", took(*duration_ms), failure(why)),
         Kind::Escalate(ask) => {
             let waits = if ask.parked { ", the agent has ended" } else { "" };

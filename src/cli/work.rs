@@ -137,6 +137,19 @@ fn summary(work: &Work) -> Table {
     if let Some(ms) = work.duration_ms {
         table.pair("took", super::screen::took(ms));
     }
+    if let Some(claim) = work.claim() {
+        table.pair("claim", claim.label());
+    }
+    for check in &work.checks {
+        table.pair("", show::check(check));
+        // A failure's evidence is shown below.
+        for line in check.output.lines().filter(|_| check.ok) {
+            table.pair("", format!("  {line}"));
+        }
+    }
+    if !work.usage().is_empty() {
+        table.pair("used", work.usage().to_string());
+    }
     if let Some(ask) = work.open_question() {
         table.pair("question", ask.reason.clone());
         table.pair("next", format!("lattice-mcp work answer {} TEXT", work.work_id));

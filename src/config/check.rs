@@ -39,6 +39,8 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         positive(work.answer_timeout, "lattice.work.answer_timeout"),
         (work.priority_max < 0, "lattice.work.priority_max", "a number of at least 0".to_owned()),
         (!(1..=64).contains(&work.depth_max), "lattice.work.depth_max", "a number from 1 to 64".to_owned()),
+        counted(work.children_max, "lattice.work.children_max"),
+        counted(work.descendants_max, "lattice.work.descendants_max"),
         counted(retry.max_attempts, "lattice.retry.max_attempts"),
         (
             retry.initial_delay > retry.max_delay,
@@ -66,6 +68,8 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         at_least(runner.output_max, Size::bytes(1), "runner.output_max"),
         at_least(runner.line_max, Size::kib(1), "runner.line_max"),
         at_least(runner.checked_max, Size::bytes(1), "runner.checked_max"),
+        positive(runner.accept_timeout, "runner.accept_timeout"),
+        at_least(runner.accept_output_max, Size::kib(1), "runner.accept_output_max"),
         (results.inline_max > Size::kib(64), "results.inline_max", format!("a size of at most {}", Size::kib(64))),
         at_least(results.selection_max, Size::bytes(1), "results.selection_max"),
         positive(results.search_timeout, "results.search_timeout"),

@@ -9,6 +9,9 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
+/// How many lines of comments may stand together: a file of settings is mostly such.
+const COMMENTS_MAX: usize = 10_000;
+
 /// The text is not YAML, or more of it than is sensible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
@@ -109,7 +112,10 @@ impl Node {
 /// The text is not YAML, a key stands twice, or aliases and nesting would cost too much.
 pub fn parse(text: &str) -> Result<Node, Error> {
     let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! { max_events: 200_000, max_nodes: 100_000, max_depth: 48, max_documents: 1, max_aliases: 1000 },
+        budget: serde_saphyr::budget! {
+            max_events: 200_000, max_nodes: 100_000, max_depth: 48, max_documents: 1, max_aliases: 1000,
+            max_buffered_comment_events: COMMENTS_MAX,
+        },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000, max_replay_stack_depth: 16 },
         with_snippet: false,
     };
@@ -243,6 +249,12 @@ mod tests {
         let error = parse("a: 1\nb: 2\na: 3\n").unwrap_err();
         assert_eq!(error.line, Some(3), "{error:?}");
         assert!(!error.reason.contains("line"), "{error:?}");
+    }
+
+    #[test]
+    fn a_section_of_nothing_but_comments_is_nothing() {
+        let node = parse(&format!("a:\n{}b: 1\n", "  # c: 1\n".repeat(2000))).unwrap();
+        assert!(node.get("a").is_some_and(Node::is_null) && node.get("b").is_some());
     }
 
     #[test]

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::nested::Nested;
 use super::{Assigned, Bound, Caller, Dispatcher, Error, Opened, Request, Result};
+use crate::model::budget::Allowance;
 use crate::model::event::{Event, Kind, Side};
 use crate::model::id::{AgentName, RunId, WorkId};
 use crate::model::output::Media;
@@ -51,13 +53,14 @@ impl Dispatcher {
         let (agent, priority, timeout) = self.vet(&request)?;
         let limits = &self.config().lattice.work;
 
+        let nested = self.nest(caller).await?;
         let known = match &request.idempotency_key {
-            Some(key) => self.keyed(caller, key, &request).await?,
+            Some(key) => self.keyed(caller, nested.as_ref(), key, &request).await?,
             None => None,
         };
         let (work_id, run_id) = match &known {
             Some(keyed) => (keyed.work_id, keyed.run_id.clone()),
-            None => (new_work_id(), self.open_run(caller, request.run_id.as_ref()).await?),
+            None => (new_work_id(), self.open_run(caller, nested.as_ref(), request.run_id.as_ref()).await?),
         };
         let root_run_id = run_id.root();
         let mut assigned = Assigned {
@@ -78,7 +81,9 @@ impl Dispatcher {
             }
             return Ok(assigned);
         }
-        let assignment = self.order(caller, &agent, request, work_id, run_id, priority, timeout).await?;
+        let mut assignment = self.order(caller, &agent, request, work_id, run_id, priority, timeout).await?;
+        let own = assignment.budgets.pop();
+        assignment.budgets = nested.iter().flat_map(|nested| nested.budgets.clone()).chain(own).collect();
         let item = Item {
             id: work_id,
             lane: agent.lane,
@@ -121,6 +126,9 @@ impl Dispatcher {
         if size > limits.input_max.as_usize() {
             return Err(Error::TooLarge { size, max: limits.input_max });
         }
+        if let Some(schema) = request.accept.as_ref().and_then(|criteria| criteria.schema.as_ref()) {
+            jsonschema::validator_for(schema).map_err(|error| Error::BadCriteria(shorten(&error.to_string())))?;
+        }
         Ok((agent, priority, timeout))
     }
 
@@ -158,11 +166,14 @@ impl Dispatcher {
     }
 
     /// A new run in the lineage of whoever calls.
-    async fn open_run(&self, caller: &Caller, joins: Option<&RunId>) -> Result<RunId> {
+    async fn open_run(&self, caller: &Caller, nested: Option<&Nested<'_>>, joins: Option<&RunId>) -> Result<RunId> {
         if let Some(Bound { run_id, .. }) = caller.work() {
             let max = self.config().lattice.work.depth_max;
             if run_id.depth() >= max as usize {
                 return Err(Error::TooDeep { run_id: run_id.clone(), max });
+            }
+            if let Some(nested) = nested {
+                self.leave_room(run_id, nested).await?;
             }
             return self.child_of(run_id, 0).await;
         }
@@ -195,14 +206,18 @@ impl Dispatcher {
     }
 
     /// What an idempotency key stands for: it is bound to this order now, or was before.
-    async fn keyed(&self, caller: &Caller, key: &str, request: &Request) -> Result<Option<Keyed>> {
+    async fn keyed(&self, caller: &Caller, nested: Option<&Nested<'_>>, key: &str, request: &Request) -> Result<Option<Keyed>> {
         let len = key.chars().count();
         if len == 0 || len > KEY_MAX {
             return Err(Error::BadKey(len));
         }
         let table = &self.0.transport.table;
         let row_key = digest(&json!([caller.work().map(|bound| &bound.run_id), key]));
-        let order = digest(&json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout]));
+        let mut order = vec![json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout])];
+        order.extend(request.accept.iter().map(|criteria| json!(criteria)));
+        order.extend(request.budget.iter().map(|budget| json!(budget)));
+        // Without them an order has the digest that it had before they existed.
+        let order = if let [plain] = &order[..] { digest(plain) } else { digest(&json!(order)) };
         loop {
             if let Some(row) = table.get(Bucket::Keys, &row_key).await? {
                 let Ok(keyed) = serde_json::from_slice::<Keyed>(&row.value) else {
@@ -213,8 +228,11 @@ impl Dispatcher {
                 }
                 return Ok(Some(keyed));
             }
-            let keyed =
-                Keyed { work_id: new_work_id(), run_id: self.open_run(caller, request.run_id.as_ref()).await?, order: order.clone() };
+            let keyed = Keyed {
+                work_id: new_work_id(),
+                run_id: self.open_run(caller, nested, request.run_id.as_ref()).await?,
+                order: order.clone(),
+            };
             let value = Bytes::from(serde_json::to_vec(&keyed).unwrap_or_default());
             let kept = self.config().lattice.storage.max_age.get();
             match table.put(Bucket::Keys, &row_key, value, Expect::Absent, Some(kept)).await {
@@ -244,6 +262,7 @@ impl Dispatcher {
             context = serde_json::Map::new();
             task = task.chars().take(TASK_SHOWN_MAX).collect();
         }
+        let budgets = request.budget.map(|budget| Allowance { run_id: run_id.clone(), budget }).into_iter().collect();
         let trace_id = request.trace.map_or_else(|| trace_of(&run_id.root()), |trace| trace.trace_id);
         Ok(Assignment {
             work_id,
@@ -261,6 +280,8 @@ impl Dispatcher {
             trace_id,
             span_id: new_span_id(),
             owner: caller.owner().cloned(),
+            accept: request.accept,
+            budgets,
         })
     }
 }

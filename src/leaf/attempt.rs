@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::claim::{Meter, refutation};
 use super::policy::{self, After, Verdict};
 use super::{Inner, TROUBLE_PAUSE};
 use crate::model::agent::Definition;
@@ -52,11 +53,11 @@ enum Why {
 }
 
 /// What every step of an attempt needs.
-struct Attempt<'a> {
-    leaf: &'a Inner,
-    delivery: &'a Delivery,
-    assignment: Arc<Assignment>,
-    definition: Arc<Definition>,
+pub(super) struct Attempt<'a> {
+    pub(super) leaf: &'a Inner,
+    pub(super) delivery: &'a Delivery,
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) definition: Arc<Definition>,
     started: Instant,
 }
 
@@ -188,7 +189,10 @@ impl Attempt<'_> {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-            Verdict::Run => self.execute(&work, following, inbox).await,
+            Verdict::Run => match self.hindrance(&work).await? {
+                Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
+                None => self.execute(&work, following, inbox).await,
+            },
         }
     }
 
@@ -238,15 +242,24 @@ impl Attempt<'_> {
             attempt: self.delivery.attempt,
             definition: self.definition.clone(),
             exchanges: work.exchanges.clone(),
+            refuted: work.refuted().map(|(attempt, failure)| refutation(attempt, failure)),
         };
+        let (mut checks, claimed) = (Vec::new(), order.clone());
         let runner = self.leaf.runners.runner_for(&self.definition.runner);
-        let line = Line { reports, answers: answered, stop: stop.clone() };
-        let mut watch = Watch::new(self, work, stop, answers);
+        let line = Line { reports: reports.clone(), answers: answered, stop: stop.clone() };
+        let run = async {
+            match runner.run(order, line).await {
+                Ended::Complete(result) => self.examine(&claimed, result, &mut checks, reports, &stop).await,
+                ended => ended,
+            }
+        };
+        let mut watch = Watch::new(self, work, stop.clone(), answers);
         let ears = Ears { attempt: self, following: Some(following) };
-        let ended = watch.over(runner.run(order, line), heard, inbox, ears).await?;
+        let ended = watch.over(run, heard, inbox, ears).await?;
+        watch.tell_usage().await?;
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match (ended, watch.why.take()) {
-            (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms })]).await,
+            (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms, checks })]).await,
             (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, duration_ms).await,
             (Ended::Failed(failure), None) => self.failed(work, failure, watch.deadline(), duration_ms).await,
             (Ended::Parked, None) => self.park(watch.last_ask).await,
@@ -328,7 +341,7 @@ impl Attempt<'_> {
         self.retrying(|| self.leaf.transport.queue.release(self.delivery, at, deadline, records.clone())).await
     }
 
-    async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {
+    pub(super) async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {
         const TRIES: u32 = 60;
         let mut tries = 0;
         loop {
@@ -404,6 +417,7 @@ struct Watch<'a> {
     heard_at: Instant,
     /// Whether the station stops.
     rests: bool,
+    meter: Meter,
 }
 
 impl<'a> Watch<'a> {
@@ -425,6 +439,7 @@ impl<'a> Watch<'a> {
             silence: silence.map_or(Duration::MAX, Span::get),
             heard_at: Instant::now(),
             rests: false,
+            meter: Meter::new(attempt.leaf.config.lattice.work.progress_per_second),
         }
     }
 
@@ -443,14 +458,19 @@ impl<'a> Watch<'a> {
     ) -> Result<Ended> {
         let mut run = std::pin::pin!(run);
         let ended = loop {
-            let check_at = self.next_check();
+            let check_at = self.meter.due().map_or_else(|| self.next_check(), |due| due.min(self.next_check()));
             tokio::select! {
                 biased;
                 Some(word) = inbox.recv() => self.hear(word).await?,
                 work = ears.next() => self.heed(&work).await?,
                 Some(report) = reports.recv() => self.take_in(report).await?,
                 ended = &mut run => break ended,
-                () = tokio::time::sleep_until(check_at) => self.check_clock(),
+                () = tokio::time::sleep_until(check_at) => {
+                    self.check_clock();
+                    if self.meter.due().is_some_and(|due| due <= Instant::now()) {
+                        self.tell_usage().await?;
+                    }
+                }
             }
         };
         while let Ok(report) = reports.try_recv() {
@@ -556,6 +576,10 @@ impl<'a> Watch<'a> {
         self.heard_at = Instant::now();
         let kind = match report {
             Report::Alive => return Ok(()),
+            Report::Used(more) => {
+                self.meter.add(more);
+                return Ok(());
+            }
             Report::Progress { pct, message } => Kind::Progress { pct, message },
             Report::Escalate { reason, context, needs } => {
                 let before = self.before.iter().position(|before| before.ask.reason == reason && before.ask.context == context);
@@ -576,6 +600,7 @@ impl<'a> Watch<'a> {
                         self.asks
                     }
                 };
+                self.tell_usage().await?;
                 self.wait_for_answer().await?;
                 let ask = Ask { ask: number, reason, context, needs, parked: false };
                 self.last_ask = Some(ask.clone());
@@ -588,6 +613,14 @@ impl<'a> Watch<'a> {
     fn rest(&mut self) {
         if self.rests && self.waiting.is_some() {
             self.end(Why::HandBack);
+        }
+    }
+
+    /// Puts on the log what was used and does not stand there yet.
+    async fn tell_usage(&mut self) -> Result<()> {
+        match self.meter.tell() {
+            Some(used) => self.attempt.append(vec![self.attempt.record(Kind::Used(used))]).await,
+            None => Ok(()),
         }
     }
 

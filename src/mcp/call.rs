@@ -176,6 +176,15 @@ impl Arguments {
         }
     }
 
+    /// A JSON object that may be left out; one that is there may be empty.
+    pub(super) fn optional_object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, Problem> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+            Some(_) => self.object(name).map(Some),
+        }
+    }
+
     /// Any JSON value.
     pub(super) fn any(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name)

@@ -8,6 +8,7 @@ use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock};
 
 use crate::dispatcher::Error;
 use crate::model::id::{self, AgentName};
+use crate::model::{accept, budget};
 use crate::{results, transport};
 
 /// How many agents an error lists.
@@ -69,6 +70,18 @@ impl From<id::Error> for Problem {
             },
         };
         Self::new(error, next)
+    }
+}
+
+impl From<accept::Error> for Problem {
+    fn from(error: accept::Error) -> Self {
+        Self::new(error, "Correct accept and assign again; without accept the agent's word is only claimed.")
+    }
+}
+
+impl From<budget::Error> for Problem {
+    fn from(error: budget::Error) -> Self {
+        Self::new(error, "Correct budget and assign again, or leave it out for no limit.")
     }
 }
 
@@ -143,6 +156,11 @@ fn next_step(error: &Error) -> String {
         Error::Timeout { .. } => "Leave timeout out for the default, or give one such as \"5m\".".into(),
         Error::UnknownRun(_) => "Use a run_id that assign_work returned, or leave it out.".into(),
         Error::TooDeep { .. } => "Do this part of the work yourself instead of assigning it.".into(),
+        Error::TooWide { .. } => "Do the rest of the work yourself, or give larger parts to fewer works.".into(),
+        Error::Budget(_) => {
+            "Finish with the results that you have and say what is missing; whoever set the budget may assign anew with more.".into()
+        }
+        Error::BadCriteria(_) => "Correct accept.schema and assign again.".into(),
         Error::BadKey(_) => "Use a short text that is unique to this order.".into(),
         Error::KeyReused { .. } => "Use another idempotency_key for another order, or repeat the first order unchanged.".into(),
         Error::UnknownWork(_) => {
@@ -202,6 +220,9 @@ mod tests {
         let work_id = "0198f2c4-7d3e-7000-8000-1b2c3d4e5f60".parse().unwrap();
         let run_id: crate::model::id::RunId = "0198f2c4-7d3e-7000-8000-1b2c3d4e5f60-1".parse().unwrap();
         let agent: AgentName = "a".parse().unwrap();
+        let budget = budget::Budget { works: Some(1), ..budget::Budget::default() };
+        let allowance = budget::Allowance { run_id: run_id.clone(), budget };
+        let excess = allowance.before_work(&budget::Spent { works: 1, ..budget::Spent::default() }).unwrap();
         let errors = [
             Error::WrongStation { agent: agent.clone(), holder: "b".parse().unwrap(), asked: "c".parse().unwrap() },
             Error::Unavailable { agent: agent.clone(), reason: "scan is not installed".into() },
@@ -212,6 +233,9 @@ mod tests {
             Error::Timeout { timeout: crate::model::time::Span::secs(0), max: crate::model::time::Span::secs(9) },
             Error::UnknownRun(run_id.clone()),
             Error::TooDeep { run_id, max: 3 },
+            Error::TooWide { used: 9, place: "by run x".into(), max: 9, key: "lattice.work.children_max" },
+            Error::Budget(excess),
+            Error::BadCriteria("nonsense".into()),
             Error::BadKey(0),
             Error::KeyReused { key: "k".into(), work_id },
             Error::UnknownWork(work_id),

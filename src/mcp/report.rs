@@ -65,6 +65,9 @@ impl<'a> Reporter<'a> {
     /// The work of a run, as the run store has it.
     pub(super) fn run(&mut self, run: &Run) -> Map<String, Value> {
         let mut report = self.report(&Work::from_run(run), Some(&run.agent));
+        if let Some(budget) = &run.budget {
+            report.insert("budget".into(), json!(budget));
+        }
         if run.attempt > 0 {
             report.insert("attempt".into(), run.attempt.into());
         }
@@ -88,6 +91,7 @@ impl<'a> Reporter<'a> {
         if let Some(attempt) = work.attempts.last() {
             report.insert("attempt".into(), attempt.number.into());
         }
+        self.claimed(&mut report, work);
         if work.late_events > 0 {
             report.insert("late_events".into(), work.late_events.into());
         }
@@ -101,6 +105,40 @@ impl<'a> Reporter<'a> {
             None => self.unsettled(&mut report, work, agent),
         }
         report
+    }
+
+    /// What the agent's word is worth, with the evidence, and what was used.
+    fn claimed(&mut self, report: &mut Map<String, Value>, work: &Work) {
+        if let Some(claim) = work.claim() {
+            report.insert("claim".into(), claim.label().into());
+        }
+        let failed = matches!(work.outcome, Some(Outcome::Failed(_)));
+        let shown = work.checks.iter().map(|check| {
+            let mut shown = json!({ "what": check.what, "ok": check.ok, "found": check.found });
+            if let Some(code) = check.exit_code {
+                shown["exit_code"] = code.into();
+            }
+            if let Some(sha256) = &check.sha256 {
+                shown["sha256"] = sha256.as_str().into();
+            }
+            // A failure's evidence shows it already.
+            if !check.output.is_empty() && !failed && check.output.len() <= self.room {
+                self.room -= check.output.len();
+                shown["output"] = check.output.as_str().into();
+            }
+            shown
+        });
+        let shown: Vec<Value> = shown.collect();
+        if !shown.is_empty() {
+            report.insert("checks".into(), shown.into());
+        }
+        if let Some(allowance) = work.budget() {
+            report.insert("budget".into(), json!(allowance.budget));
+        }
+        let usage = work.usage();
+        if !usage.is_empty() {
+            report.insert("usage".into(), json!(usage));
+        }
     }
 
     fn unsettled(&self, report: &mut Map<String, Value>, work: &Work, agent: Option<&AgentName>) {
@@ -327,6 +365,9 @@ mod tests {
             attempt: 1,
             duration_ms: None,
             outcome: None,
+            checks: Vec::new(),
+            usage: crate::model::budget::Usage::default(),
+            budget: None,
         }
     }
 

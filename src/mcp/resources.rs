@@ -217,6 +217,9 @@ fn happened(event: &Event) -> Value {
         Kind::Cancelled { reason } => reason.as_deref(),
         _ => None,
     };
+    if let Kind::Used(used) = &event.kind {
+        shown["usage"] = json!(used);
+    }
     if let Some(text) = text {
         shown["text"] = text.into();
     }

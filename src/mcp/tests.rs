@@ -176,7 +176,7 @@ impl Fixture {
 
     async fn completes(&self, id: &Value, result: Value) {
         self.happens(id, 1, Kind::Accepted).await;
-        self.happens(id, 1, Kind::Complete { result: Output::Inline(result), duration_ms: 7 }).await;
+        self.happens(id, 1, Kind::Complete { result: Output::Inline(result), duration_ms: 7, checks: vec![] }).await;
     }
 }
 
@@ -489,7 +489,7 @@ async fn progress_rises_strictly_and_the_wait_ends_with_the_work() {
     for pct in [10.0, 20.0, 30.0] {
         fixture.happens(&id, 1, Kind::Progress { pct: Some(pct), message: Some("step\nby step".into()) }).await;
     }
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1, checks: vec![] }).await;
     let answer = client.answer(request).await;
     assert_eq!(answer["result"]["structuredContent"]["result"], "done", "{answer}");
     let progress: Vec<&Value> =
@@ -569,7 +569,7 @@ async fn a_large_result_stands_as_digest_size_and_link() {
     let bytes = "0123456789".repeat(20_000).into_bytes();
     let blob = fixture.dispatcher.transport().blobs.put(&mut bytes.as_slice(), Media::Text).await.unwrap();
     fixture.happens(&huge, 1, Kind::Accepted).await;
-    fixture.happens(&huge, 1, Kind::Complete { result: Output::Blob(blob.clone()), duration_ms: 1 }).await;
+    fixture.happens(&huge, 1, Kind::Complete { result: Output::Blob(blob.clone()), duration_ms: 1, checks: vec![] }).await;
     assert!(client.call("check_work", json!({"work_id": small})).await["result"].is_string());
     let report = client.call("check_work", json!({"work_id": large})).await;
     assert!(report.get("result").is_none());
@@ -875,7 +875,7 @@ async fn an_older_clients_person_answers_in_a_form_while_the_wait_goes_on() {
     while fixture.answer_of(&id).await != (Some(json!("go on")), Some(Needs::Human)) {
         tokio::task::yield_now().await;
     }
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1, checks: Vec::new() }).await;
     let done = client.answer(waiting).await;
     assert_eq!(done["result"]["structuredContent"]["status"], "COMPLETE", "{done}");
 }
@@ -913,7 +913,7 @@ async fn a_form_that_is_not_filled_in_is_no_answer_and_one_that_is_late_is_taken
     other.call("answer_work", json!({"work_id": id, "answer": "they say go"})).await;
     let taken_back = client.notified("notifications/cancelled").await;
     assert_eq!(taken_back["params"]["requestId"], form["id"], "{taken_back}");
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1, checks: Vec::new() }).await;
     assert_eq!(client.answer(waiting).await["result"]["structuredContent"]["status"], "COMPLETE");
 }
 
@@ -971,7 +971,7 @@ async fn a_newer_clients_person_answers_between_two_tries_and_nothing_else_passe
     while fixture.answer_of(&id).await != (Some(json!("yes")), Some(Needs::Human)) {
         tokio::task::yield_now().await;
     }
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 1, checks: Vec::new() }).await;
     assert_eq!(client.answer(waiting).await["result"]["structuredContent"]["status"], "COMPLETE");
     // The same form twice: it is told that its answer came too late.
     let late = client.request("tools/call", retry(state, key, yes, &call)).await;
@@ -1162,7 +1162,7 @@ async fn a_wait_in_line_becomes_a_task_that_is_answered_and_ends_with_the_work()
     assert!(twice["error"]["message"].as_str().unwrap().contains("answered already"), "{twice}");
     assert_eq!(client.stands(&task).await["status"], "working");
 
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!({"n": 1})), duration_ms: 3 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!({"n": 1})), duration_ms: 3, checks: Vec::new() }).await;
     for _ in 0..2 {
         let done = client.stands(&task).await;
         assert_eq!((&done["status"], &done["result"]["structuredContent"]["result"]), (&json!("completed"), &json!({"n": 1})), "{done}");
@@ -1264,7 +1264,7 @@ async fn a_task_that_has_ended_stays_as_it_is() {
     let told = formless.call("await_work", json!({"work_id": id})).await;
     assert!(told["next"].as_str().unwrap().contains("ask your user"), "{told}");
     formless.call("answer_work", json!({"work_id": id, "answer": "yes"})).await;
-    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 3 }).await;
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!("done")), duration_ms: 3, checks: Vec::new() }).await;
     for (task, was) in [(&declined, seen), (&run_out, ended)] {
         assert_eq!(client.stands(task).await["result"], was["result"], "it changed after its end");
     }

@@ -12,6 +12,8 @@ use super::problem::Problem;
 use super::report::{self, Reporter};
 use super::server::Server;
 use crate::dispatcher::{Caller, Request};
+use crate::model::accept::Criteria;
+use crate::model::budget::Budget;
 use crate::model::id::WorkId;
 use crate::model::time::Span;
 use crate::model::work::{Outcome, Work};
@@ -55,6 +57,8 @@ impl Server {
             "timeout": {"type": "string", "description": "For everything, waiting included: \"30s\", \"5m\""},
             "run_id": {"type": "string", "description": "Join the run of earlier work"},
             "idempotency_key": {"type": "string", "description": "The same key never assigns twice"},
+            "accept": {"type": "object", "description": "Checked before it counts as done: {command: [argv], timeout, schema: of the result, paths: [must exist]}"},
+            "budget": {"type": "object", "description": "For it and all it assigns: {tokens, cost_usd, turns, works}"},
         }), &["agent_name", "task"]),
         output_schema = object(json!({
             "work_id": {"type": "string"}, "agent_name": {"type": "string"}, "station": {"type": "string"},
@@ -79,6 +83,8 @@ impl Server {
             run_id: arguments.optional("run_id")?.map(|text| text.trim().parse()).transpose()?,
             idempotency_key: arguments.text("idempotency_key")?,
             trace,
+            accept: arguments.optional_object("accept")?.map(|given| Criteria::read(&given)).transpose()?,
+            budget: arguments.optional_object("budget")?.map(|given| Budget::read(&given)).transpose()?,
         };
         let assigned = self.dispatcher().assign(&caller, request).await?;
         let mut answer = fields(json!({

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::accept::Check;
+use super::budget::Usage;
 use super::id::{InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
 use super::time::Timestamp;
@@ -58,6 +60,8 @@ pub enum Kind {
         result: Output,
         /// How long the attempt took.
         duration_ms: u64,
+        /// What its claim was held against; nothing when nobody looked.
+        checks: Vec<Check>,
     },
     /// The work failed for good.
     Failed {
@@ -89,6 +93,8 @@ pub enum Kind {
         /// Why, in the caller's words.
         reason: Option<String>,
     },
+    /// The agent reports what its attempt has used so far.
+    Used(Usage),
     /// An event type of another version: kept and skipped.
     Other(String),
 }
@@ -144,12 +150,15 @@ pub struct Failure {
     /// All attempts are used up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dead_letter: bool,
+    /// What the agent's claim was held against, when that is why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
 }
 
 impl Failure {
     /// A failure with nothing but a sentence.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false }
+        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false, checks: Vec::new() }
     }
 }
 
@@ -177,6 +186,10 @@ pub enum FailureKind {
     BadOutput,
     /// A limit of the configuration was reached.
     Limit,
+    /// The agent said that it is done, and what was asked of its result does not hold.
+    Refuted,
+    /// A budget of the run is used up.
+    Budget,
     /// A kind of another version.
     #[serde(other)]
     Unknown,
@@ -185,7 +198,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Whether another attempt may go better.
     pub const fn worth_retrying(self) -> bool {
-        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack)
+        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack | Self::Refuted)
     }
 
     /// Whether the attempt counts against `max_attempts`.
@@ -225,6 +238,7 @@ impl Kind {
             Self::Answered { .. } => "WORK_ANSWERED",
             Self::Retrying { .. } => "WORK_RETRYING",
             Self::Cancelled { .. } => "WORK_CANCELLED",
+            Self::Used(_) => "WORK_USAGE",
             Self::Other(kind) => kind,
         }
     }
@@ -274,6 +288,14 @@ struct Wire {
     next_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     duration_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    checks: Vec<Check>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokens: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cost_usd: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    turns: Option<u64>,
 }
 
 /// Keeps the difference between an absent value and `null`.
@@ -307,13 +329,17 @@ impl Wire {
             reason: None,
             next_at: None,
             duration_ms: None,
+            checks: Vec::new(),
+            tokens: None,
+            cost_usd: None,
+            turns: None,
         };
         match event.kind {
             Kind::Assigned(assignment) => wire.assignment = Some(assignment),
             Kind::Accepted | Kind::Other(_) => {}
             Kind::Progress { pct, message } => (wire.progress_pct, wire.progress_msg) = (pct, message),
-            Kind::Complete { result, duration_ms } => {
-                wire.duration_ms = Some(duration_ms);
+            Kind::Complete { result, duration_ms, checks } => {
+                (wire.duration_ms, wire.checks) = (Some(duration_ms), checks);
                 match result {
                     Output::Inline(value) => wire.result = Some(value),
                     Output::Blob(blob) => wire.result_ref = Some(blob),
@@ -330,6 +356,9 @@ impl Wire {
             Kind::Answered { ask, answer, by } => (wire.ask, wire.answer, wire.answered_by) = (Some(ask), Some(answer), by),
             Kind::Retrying { failure, next_at } => (wire.error, wire.next_at) = (Some(failure), Some(next_at)),
             Kind::Cancelled { reason } => wire.reason = reason,
+            Kind::Used(Usage { tokens, cost_usd, turns }) => {
+                (wire.tokens, wire.cost_usd, wire.turns) = (Some(tokens), Some(cost_usd), Some(turns));
+            }
         }
         wire
     }
@@ -346,6 +375,7 @@ impl Wire {
                     None => Output::Inline(self.result.unwrap_or(Value::Null)),
                 },
                 duration_ms: self.duration_ms.unwrap_or(0),
+                checks: self.checks,
             },
             "WORK_FAILED" => {
                 Kind::Failed { failure: self.error.ok_or_else(|| missing("error"))?, duration_ms: self.duration_ms.unwrap_or(0) }
@@ -364,6 +394,11 @@ impl Wire {
                 Kind::Retrying { failure: self.error.ok_or_else(|| missing("error"))?, next_at: self.next_at.unwrap_or(self.timestamp) }
             }
             "WORK_CANCELLED" => Kind::Cancelled { reason: self.reason },
+            "WORK_USAGE" => {
+                let reported =
+                    Usage { tokens: self.tokens.unwrap_or(0), cost_usd: self.cost_usd.unwrap_or(0.0), turns: self.turns.unwrap_or(0) };
+                Kind::Used(Some(reported).filter(Usage::is_plausible).unwrap_or_default())
+            }
             _ => Kind::Other(self.kind),
         };
         Ok(Event {

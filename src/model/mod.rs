@@ -2,8 +2,10 @@
 //!
 //! Nothing here knows tokio, I/O or the clock; functions take `now`.
 
+pub mod accept;
 pub mod agent;
 pub mod audit;
+pub mod budget;
 pub mod event;
 pub mod id;
 pub mod output;

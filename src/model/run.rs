@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::accept::Check;
+use super::budget::{Allowance, Budget, Spent, Usage};
 use super::id::{AgentName, RunId, StationId, WorkId};
 use super::time::Timestamp;
 use super::work::{Outcome, Status};
@@ -45,6 +47,19 @@ pub struct Run {
     pub duration_ms: Option<u64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// What the last claim that it is done was held against.
+    pub checks: Vec<Check>,
+    /// What its attempts have reported to have used.
+    pub usage: Usage,
+    /// What it and everything below it may use.
+    pub budget: Option<Budget>,
+}
+
+impl Run {
+    /// The budget that was given with it.
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.budget.map(|budget| Allowance { run_id: self.run_id.clone(), budget })
+    }
 }
 
 /// A run and its children, in the order of their numbers.
@@ -75,6 +90,15 @@ impl Tree {
             }
         }
         Self::grow(root.clone(), &mut children, &mut known)
+    }
+
+    /// What was used here and everywhere below.
+    pub fn spent(&self) -> Spent {
+        let own = self.run.as_ref().map_or_else(Spent::default, |run| Spent { usage: run.usage, works: 1 });
+        self.children
+            .iter()
+            .map(Self::spent)
+            .fold(own, |sum, below| Spent { usage: sum.usage.plus(below.usage), works: sum.works + below.works })
     }
 
     fn grow(id: RunId, children: &mut BTreeMap<RunId, BTreeSet<(u64, RunId)>>, known: &mut BTreeMap<RunId, Run>) -> Self {

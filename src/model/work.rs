@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::accept::{Check, Claim, Criteria};
+use super::budget::{Allowance, Usage};
 use super::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Side};
 use super::id::{AgentName, InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
@@ -48,6 +50,12 @@ pub struct Assignment {
     /// Whose it is; what an agent orders is its own orderer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// What is asked of its result before it counts as done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<Criteria>,
+    /// The budgets that it falls under: those of the runs above it first, its own last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<Allowance>,
 }
 
 impl Assignment {
@@ -108,7 +116,7 @@ impl Status {
         let current = attempt == mark.attempt;
         let running = Mark { attempt: attempt.max(mark.attempt), ..mark };
         match &event.kind {
-            Kind::Assigned(_) | Kind::Other(_) => self,
+            Kind::Assigned(_) | Kind::Used(_) | Kind::Other(_) => self,
             Kind::Complete { .. } => Self::Complete,
             Kind::Failed { .. } if newer || current => Self::Failed,
             Kind::Cancelled { .. } if attempt > 0 && (newer || current) => Self::Cancelled,
@@ -278,6 +286,10 @@ pub struct Work {
     pub outcome: Option<Outcome>,
     /// How long the attempt that settled it took.
     pub duration_ms: Option<u64>,
+    /// What the last claim that it is done was held against.
+    pub checks: Vec<Check>,
+    /// What each attempt has reported to have used.
+    pub used: Vec<(u32, Usage)>,
     /// When the last event that counted happened.
     pub updated_at: Timestamp,
     /// When it settled.
@@ -315,6 +327,8 @@ impl Work {
             cancel_reason: None,
             outcome: None,
             duration_ms: None,
+            checks: Vec::new(),
+            used: Vec::new(),
             updated_at: event.at,
             settled_at: None,
             late_events: 0,
@@ -338,6 +352,8 @@ impl Work {
             cancel_reason: None,
             outcome: run.outcome.clone(),
             duration_ms: run.duration_ms,
+            checks: run.checks.clone(),
+            used: vec![(run.attempt, run.usage)],
             updated_at: run.settled_at.unwrap_or(run.assigned_at),
             settled_at: run.settled_at,
             late_events: 0,
@@ -352,7 +368,7 @@ impl Work {
     pub fn heeds(&self, event: &Event) -> bool {
         let holds = self.assignment.as_ref().is_none_or(|order| order.target_station == event.station);
         match (event.side, &event.kind) {
-            (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. })
+            (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. } | Kind::Used(_))
             | (Side::Leaf, Kind::Answered { .. }) => false,
             (Side::Leaf, Kind::Cancelled { .. }) if event.attempt == 0 => false,
             // A leaf that found no order on the log repeats the one that its hook had.
@@ -369,6 +385,10 @@ impl Work {
         }
         let before = self.status;
         self.events += 1;
+        if let Kind::Used(usage) = &event.kind {
+            // What was used was used, however the work has gone on since.
+            return self.note_usage(event.attempt, *usage);
+        }
         self.note_attempt(event);
         if let Kind::Assigned(assignment) = &event.kind {
             self.assignment.get_or_insert_with(|| assignment.clone());
@@ -397,6 +417,32 @@ impl Work {
         self.exchanges.iter().rev().map(|exchange| &exchange.ask).find(|asked| asked.ask == ask)
     }
 
+    /// What all its attempts have reported to have used.
+    pub fn usage(&self) -> Usage {
+        self.used.iter().fold(Usage::default(), |sum, (_, usage)| sum.plus(*usage))
+    }
+
+    /// What the last word that it is done is worth; nothing while nobody has said so.
+    pub fn claim(&self) -> Option<Claim> {
+        match &self.outcome {
+            Some(Outcome::Complete(_)) if self.checks.is_empty() => Some(Claim::Claimed),
+            Some(Outcome::Complete(_)) => Some(Claim::Verified),
+            _ => (!self.checks.is_empty()).then_some(Claim::Refuted),
+        }
+    }
+
+    /// The claim that was refuted last, before the work was tried again: the attempt, and why.
+    pub fn refuted(&self) -> Option<(u32, &Failure)> {
+        let ended = |attempt: &Attempt| attempt.ended.as_ref().is_some_and(|failure| failure.kind == FailureKind::Refuted);
+        let last = self.attempts.iter().rev().find(|attempt| ended(attempt))?;
+        last.ended.as_ref().map(|failure| (last.number, failure))
+    }
+
+    /// The budget that was given with it.
+    pub fn budget(&self) -> Option<&Allowance> {
+        self.assignment.as_ref()?.budgets.iter().find(|allowance| allowance.run_id == self.run_id)
+    }
+
     /// How many attempts count against the limit, the one that runs not included.
     pub fn attempts_burnt(&self, running: u32) -> u32 {
         // Whose process dies while it waits for somebody has failed at nothing.
@@ -415,7 +461,8 @@ impl Work {
             _ => 0,
         };
         let asked = |exchange: &Exchange| exchange.ask.reason.len() + json_len(&exchange.ask.context) + json_len(&exchange.answer);
-        order + outcome + self.exchanges.iter().map(asked).sum::<usize>()
+        let checks: usize = self.checks.iter().map(|check| check.found.len() + check.output.len()).sum();
+        checks + order + outcome + self.exchanges.iter().map(asked).sum::<usize>()
     }
 
     /// How long it waited for answers in all, up to now; that time does not count against its timeout.
@@ -450,16 +497,25 @@ impl Work {
         }
     }
 
+    fn note_usage(&mut self, attempt: u32, usage: Usage) {
+        match self.used.iter_mut().find(|(number, _)| *number == attempt) {
+            Some((_, known)) => *known = known.or_more(usage),
+            None => self.used.push((attempt, usage)),
+        }
+    }
+
     fn settle(&mut self, event: &Event) {
         self.settled_at = Some(event.at);
         self.retry_at = None;
         self.outcome = Some(match &event.kind {
-            Kind::Complete { result, duration_ms } => {
+            Kind::Complete { result, duration_ms, checks } => {
                 self.duration_ms = Some(*duration_ms);
+                self.checks.clone_from(checks);
                 Outcome::Complete(result.clone())
             }
             Kind::Failed { failure, duration_ms } => {
                 self.duration_ms = Some(*duration_ms);
+                self.checks.clone_from(&failure.checks);
                 Outcome::Failed(failure.clone())
             }
             Kind::Cancelled { reason } => Outcome::Cancelled(reason.clone().or(self.cancel_reason.take())),
@@ -482,7 +538,10 @@ impl Work {
                 self.progress_pct = pct.or(self.progress_pct);
                 self.progress_msg = message.clone().or(self.progress_msg.take());
             }
-            Kind::Retrying { next_at, .. } => self.retry_at = Some(*next_at),
+            Kind::Retrying { failure, next_at } => {
+                self.retry_at = Some(*next_at);
+                self.checks.clone_from(&failure.checks);
+            }
             Kind::Cancelled { reason } => self.cancel_reason = reason.clone(),
             Kind::Escalate(asked) => match self.exchanges.iter_mut().find(|known| known.ask.ask == asked.ask) {
                 Some(known) => known.ask.parked |= asked.parked,

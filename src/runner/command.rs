@@ -1,5 +1,6 @@
 //! The command runner: one program per attempt, started directly and talked to over its standard streams.
 
+mod claim;
 mod directive;
 mod environment;
 mod folder;
@@ -44,6 +45,7 @@ use self::tree::{Mark, Tree};
 use super::input::Input;
 use super::{Answer, Context, Ended, Line, Order, Runner};
 use crate::model::agent;
+use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
 
 /// EX_TEMPFAIL of sysexits.h.
@@ -140,7 +142,7 @@ impl Program {
         let shop = &*self.shop;
         let context = &shop.context;
         let check = shop.check(&order.definition)?;
-        let input = Input::of(&order.assignment, &context.blobs).await?;
+        let input = Input::of(&order.assignment, &context.blobs).await?.with_refuted(order.refuted.as_ref());
         let mut start = Start::prepare(&self.spec, order, &input, &context.runner.env_pass).await?;
         let base = shop.base().await?;
         if order.attempt > 1 {
@@ -225,6 +227,7 @@ impl Run<'_> {
             throttle: Throttle::new(context.progress_per_second),
             line_max: context.runner.line_max,
             output_max: context.runner.output_max,
+            used: Usage::default(),
         };
         let listening = async {
             let both = tokio::join!(reader.read(stdout), read_stderr(stderr, log, shared));

@@ -11,13 +11,18 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::model::event::{Failure, FailureKind};
 use crate::model::work::Assignment;
-use crate::transport::{self, Blobs};
+use crate::transport::Blobs;
 
 /// The task and the context of an assignment.
 pub(super) struct Input {
     assignment: Arc<Assignment>,
     blob: Option<Blob>,
+    /// What the context has besides.
+    added: Map<String, Value>,
 }
+
+/// Where an agent finds why its last claim was refuted.
+const REFUTED: &str = "lattice_refuted";
 
 struct Blob {
     blobs: Arc<dyn Blobs>,
@@ -29,13 +34,19 @@ struct Blob {
 impl Input {
     /// Finds out where task and context stand.
     pub(super) async fn of(assignment: &Arc<Assignment>, blobs: &Arc<dyn Blobs>) -> Result<Self, Failure> {
-        let mut input = Self { assignment: assignment.clone(), blob: None };
+        let mut input = Self { assignment: assignment.clone(), blob: None, added: Map::new() };
         if let Some(reference) = &assignment.input_ref {
             let open = blobs.open(&reference.sha256, 0..reference.size).await.map_err(|error| unreadable(&error))?;
             let (task, context) = members(open).await.map_err(|error| unreadable(&error))?;
             input.blob = Some(Blob { blobs: blobs.clone(), sha256: reference.sha256.clone(), task, context });
         }
         Ok(input)
+    }
+
+    /// The same, whose context says why the last claim that the work is done was refuted.
+    pub(super) fn with_refuted(mut self, refuted: Option<&Value>) -> Self {
+        self.added.extend(refuted.map(|refuted| (REFUTED.to_owned(), refuted.clone())));
+        self
     }
 
     /// The whole task.
@@ -48,11 +59,13 @@ impl Input {
 
     /// The whole context.
     pub(super) async fn context(&self) -> Result<Map<String, Value>, Failure> {
-        match &self.blob {
-            None => Ok(self.assignment.context.clone()),
-            Some(blob) if blob.context.is_empty() => Ok(Map::new()),
-            Some(blob) => blob.parse(&blob.context).await,
-        }
+        let mut context = match &self.blob {
+            None => self.assignment.context.clone(),
+            Some(blob) if blob.context.is_empty() => Map::new(),
+            Some(blob) => blob.parse(&blob.context).await?,
+        };
+        context.extend(self.added.clone());
+        Ok(context)
     }
 
     /// The task, unless its JSON is certain to hold more than `max` bytes of text.
@@ -75,17 +88,27 @@ impl Input {
     }
 
     /// The task and context of the message; those of a blob are elsewhere.
-    pub(super) fn message(&self) -> (&str, &Map<String, Value>) {
-        (&self.assignment.task, &self.assignment.context)
+    pub(super) fn message(&self) -> (&str, Map<String, Value>) {
+        let mut context = self.assignment.context.clone();
+        context.extend(self.added.clone());
+        (&self.assignment.task, context)
     }
 
     /// The JSON of the task and of the context, when they are too large to be held.
-    pub(super) async fn streams(&self) -> transport::Result<Option<[Box<dyn AsyncRead + Unpin + Send>; 2]>> {
+    pub(super) async fn streams(&self) -> Result<Option<[Box<dyn AsyncRead + Unpin + Send>; 2]>, Failure> {
         let Some(blob) = &self.blob else { return Ok(None) };
-        let task = blob.blobs.open(&blob.sha256, blob.task.clone()).await?;
+        let open = |range: &Range<u64>| {
+            let range = range.clone();
+            async move { blob.blobs.open(&blob.sha256, range).await.map_err(|error| unreadable(&error)) }
+        };
+        let task = open(&blob.task).await?;
+        if !self.added.is_empty() {
+            let context = Value::Object(self.context().await?).to_string();
+            return Ok(Some([task, Box::new(std::io::Cursor::new(context))]));
+        }
         let context: Box<dyn AsyncRead + Unpin + Send> = match blob.context.is_empty() {
             true => Box::new(&b"{}"[..]),
-            false => blob.blobs.open(&blob.sha256, blob.context.clone()).await?,
+            false => open(&blob.context).await?,
         };
         Ok(Some([task, context]))
     }

@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
+use crate::model::accept::{Check, Criteria};
 use crate::model::agent::{Definition, RunnerSpec};
+use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind, Needs};
 use crate::model::id::InstanceId;
 use crate::model::output::Output;
@@ -35,6 +37,8 @@ pub struct Order {
     pub definition: Arc<Definition>,
     /// Questions of earlier attempts, with their answers.
     pub exchanges: Vec<Exchange>,
+    /// Why the last claim that it is done was refuted: the agent finds it in its context.
+    pub refuted: Option<Value>,
 }
 
 /// What a running agent says.
@@ -56,6 +60,8 @@ pub enum Report {
         /// Who is asked.
         needs: Needs,
     },
+    /// It has used so much more.
+    Used(Usage),
     /// It printed something: a sign of life.
     Alive,
 }
@@ -168,6 +174,29 @@ impl Runners {
     /// Kills all that runs for this process, for a process that leaves at once.
     pub fn kill_all(&self) {
         self.shop.kill_all();
+    }
+
+    /// Whether a claim can be checked here at all, before anything is done for it.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn can_check(&self, definition: &Definition, criteria: &Criteria) -> Result<(), Failure> {
+        self.shop.can_check(definition, criteria)
+    }
+
+    /// Holds what an agent says is done against what was asked of it, outside the agent; nothing of it runs any more when this
+    /// returns. `None` when it was stopped.
+    ///
+    /// # Errors
+    /// What kept the checks from being made.
+    pub async fn check(
+        &self,
+        order: &Order,
+        criteria: &Criteria,
+        result: &Output,
+        stop: &CancellationToken,
+    ) -> Result<Option<Vec<Check>>, Failure> {
+        self.shop.check_claim(order, criteria, result, stop).await
     }
 
     /// The way to execute an agent that says this.

@@ -129,7 +129,7 @@ mod tests {
         };
         let accepted = event(Side::Leaf, 1, Kind::Accepted);
         let order = event(Side::Assigner, 0, Kind::Assigned(Box::new(assignment.clone())));
-        let done = event(Side::Leaf, 1, Kind::Complete { result: Output::Inline("y".into()), duration_ms: 1 });
+        let done = event(Side::Leaf, 1, Kind::Complete { result: Output::Inline("y".into()), duration_ms: 1, checks: Vec::new() });
         for event in [&accepted, &order, &done] {
             log.append(vec![record(event)]).await.unwrap();
         }

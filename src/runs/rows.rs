@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::model::budget::Usage;
 use crate::model::event::Failure;
 use crate::model::id::WorkId;
 use crate::model::output::{BlobRef, Output};
@@ -15,7 +16,7 @@ use crate::transport::Position;
 
 /// The columns that `read` expects, in order.
 pub(super) const COLUMNS: &str = "local, work, run, parent, root, origin, target, trace, agent, task, status, event, \
-     assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome";
+     assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, checks, tokens, cost, turns, budget";
 
 /// How much of a task a row keeps.
 const TASK_MAX: usize = 2048;
@@ -66,15 +67,20 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let task: String = order.task.chars().take(TASK_MAX).collect();
     let outcome = work.outcome.as_ref().map(|outcome| serde_json::to_string(&Ended::from(outcome)).unwrap_or_default());
     let dead = matches!(&work.outcome, Some(Outcome::Failed(failure)) if failure.dead_letter);
+    let checks = (!work.checks.is_empty()).then(|| serde_json::to_string(&work.checks).unwrap_or_default());
+    let usage = work.usage();
+    let budget = work.budget().map(|allowance| serde_json::to_string(&allowance.budget).unwrap_or_default());
     let attempt = work.attempts.last().map_or(0, |attempt| attempt.number);
     db.prepare_cached(
         "INSERT INTO runs (work, run, parent, root, origin, target, trace, agent, task, status, event,
-                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen, label, owner)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20,
-                 ifnull(?21, (SELECT owner FROM runs WHERE run = ?3)))
+                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen, checks, tokens, cost, turns, budget,
+                           label, owner)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
+                 ifnull(?26, (SELECT owner FROM runs WHERE run = ?3)))
          ON CONFLICT (work) DO UPDATE SET status = excluded.status, label = excluded.label, event = excluded.event, accepted_at = excluded.accepted_at,
              settled_at = excluded.settled_at, attempt = excluded.attempt, duration_ms = excluded.duration_ms,
-             outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen
+             outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen,
+             checks = excluded.checks, tokens = excluded.tokens, cost = excluded.cost, turns = excluded.turns
          WHERE excluded.seen > runs.seen",
     )?
     .execute(params![
@@ -97,6 +103,11 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
         outcome,
         dead,
         i64::try_from(folded.upto.0).unwrap_or(i64::MAX),
+        checks,
+        i64::try_from(usage.tokens).unwrap_or(i64::MAX),
+        usage.cost_usd,
+        i64::try_from(usage.turns).unwrap_or(i64::MAX),
+        budget,
         work.status.label(),
         order.owner.as_ref().map(|owner| owner.as_str()),
     ])?;
@@ -143,6 +154,9 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
             rusqlite::types::ValueRef::Null => None,
             _ => Some(json::<Ended>(row, 17)?.into()),
         },
+        checks: if_present(row, 18)?.unwrap_or_default(),
+        usage: Usage { tokens: unsigned(row.get(19)?), cost_usd: row.get(20)?, turns: unsigned(row.get(21)?) },
+        budget: if_present(row, 22)?,
     })
 }
 
@@ -153,6 +167,17 @@ fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Resul
 fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     serde_json::from_str(&row.get::<_, String>(column)?)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+}
+
+fn if_present<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+    match row.get_ref(column)? {
+        rusqlite::types::ValueRef::Null => Ok(None),
+        _ => json(row, column).map(Some),
+    }
+}
+
+fn unsigned(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
 }
 
 fn unreadable(column: usize, what: &'static str) -> rusqlite::Error {

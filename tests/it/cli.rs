@@ -193,6 +193,8 @@ impl Seed {
             trace_id: "1".repeat(32),
             span_id: "2".repeat(16),
             owner: None,
+            accept: None,
+            budgets: vec![],
         };
         let event = |attempt, kind| Event {
             work_id: work,
@@ -215,7 +217,7 @@ impl Seed {
 }
 
 fn complete(result: output::Output) -> Kind {
-    Kind::Complete { result, duration_ms: 1500 }
+    Kind::Complete { result, duration_ms: 1500, checks: vec![] }
 }
 
 fn now() -> Timestamp {

@@ -4,6 +4,8 @@
 
 mod agents;
 mod assign;
+mod budgets;
+mod claims;
 mod cli;
 mod clients;
 mod clocks;
@@ -29,6 +31,7 @@ mod rude;
 mod runner;
 mod runner_bench;
 mod runner_stop;
+mod stage;
 mod stations;
 mod transport;
 mod transport_local;

@@ -1,5 +1,7 @@
 //! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
 
+use lattice_mcp::model::accept::{Check, Claim, What};
+use lattice_mcp::model::budget::Usage;
 use lattice_mcp::model::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{BlobRef, Media, Output};
@@ -47,6 +49,8 @@ fn assignment() -> Assignment {
         trace_id: "0".repeat(32),
         span_id: "0".repeat(16),
         owner: None,
+        accept: None,
+        budgets: vec![],
     }
 }
 
@@ -56,12 +60,31 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::Transient),
         Just(FailureKind::HandedBack),
         Just(FailureKind::Crashed),
-        Just(FailureKind::TotalTimeout)
+        Just(FailureKind::TotalTimeout),
+        Just(FailureKind::Refuted),
+        Just(FailureKind::Budget)
     ];
-    (kinds, "[a-z ]{0,12}", any::<Option<i32>>(), any::<bool>()).prop_map(|(kind, message, exit_code, dead_letter)| Failure {
+    (kinds, "[a-z ]{0,12}", any::<Option<i32>>(), any::<bool>(), checks(false)).prop_map(
+        |(kind, message, exit_code, dead_letter, checks)| Failure {
+            exit_code,
+            dead_letter,
+            checks: if kind == FailureKind::Refuted { checks } else { vec![] },
+            ..Failure::new(kind, message)
+        },
+    )
+}
+
+/// What was looked at; at least one thing that does not hold, or none such.
+fn checks(hold: bool) -> impl Strategy<Value = Vec<Check>> {
+    let check = (any::<Option<i32>>(), ".{0,8}", any::<bool>(), any::<bool>()).prop_map(move |(exit_code, output, ok, digest)| Check {
         exit_code,
-        dead_letter,
-        ..Failure::new(kind, message)
+        output,
+        sha256: digest.then(|| "b".repeat(64)),
+        ..Check::new(What::Command, ok || hold, "found")
+    });
+    proptest::collection::vec(check, 1..3).prop_map(move |mut checks| {
+        checks[0].ok = hold;
+        checks
     })
 }
 
@@ -81,7 +104,10 @@ fn kind() -> impl Strategy<Value = (bool, Kind)> {
         1 => Just((true, Kind::Assigned(Box::new(assignment())))),
         4 => Just((false, Kind::Accepted)),
         4 => (proptest::option::of(0.0..100.0f64), proptest::option::of(".{0,6}")).prop_map(|(pct, message)| (false, Kind::Progress { pct, message })),
-        1 => (output(), 0u64..99).prop_map(|(result, duration_ms)| (false, Kind::Complete { result, duration_ms })),
+        1 => (output(), 0u64..99, proptest::option::of(checks(true)))
+            .prop_map(|(result, duration_ms, checks)| (false, Kind::Complete { result, duration_ms, checks: checks.unwrap_or_default() })),
+        2 => (0u64..9, 0u8..9, 0u64..9)
+            .prop_map(|(tokens, cents, turns)| (false, Kind::Used(Usage { tokens, cost_usd: f64::from(cents) / 100.0, turns }))),
         1 => (failure(), 0u64..99).prop_map(|(failure, duration_ms)| (false, Kind::Failed { failure, duration_ms })),
         3 => ask.prop_map(|kind| (false, kind)),
         3 => (1u32..4, any::<i8>(), any::<u128>()).prop_map(|(ask, n, id)| {
@@ -253,7 +279,8 @@ proptest! {
             as_leaf(Kind::Assigned(Box::new(elsewhere))),
             as_assigner(Kind::Accepted),
             as_assigner(Kind::Progress { pct: None, message: None }),
-            as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1 }),
+            as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1, checks: vec![] }),
+            as_assigner(Kind::Used(Usage { tokens: 1, ..Usage::default() })),
             as_assigner(Kind::Retrying { failure: Failure::new(FailureKind::Agent, "no"), next_at: Timestamp::from_millis(at) }),
         ];
         let work = Work::fold(&events).unwrap();
@@ -261,6 +288,41 @@ proptest! {
             let mut after = work.clone();
             after.apply(&event);
             prop_assert_eq!(&work, &after, "{:?}", event);
+        }
+    }
+
+    #[test]
+    fn what_was_used_only_grows_and_comes_twice_without_counting_twice(events in ordered()) {
+        let mut work = Work::fold(&events[..1]).unwrap();
+        for event in &events[1..] {
+            let before = work.usage();
+            work.apply(event);
+            let now = work.usage();
+            prop_assert!(now.tokens >= before.tokens && now.turns >= before.turns && now.cost_usd >= before.cost_usd);
+            let mut twice = work.clone();
+            twice.apply(event);
+            prop_assert_eq!(twice.usage(), now);
+            if !matches!(event.kind, Kind::Used(_)) {
+                prop_assert_eq!(now, before, "{:?} used something", event.kind);
+            }
+        }
+        let told = |attempt: u32| events.iter().filter(move |event| event.attempt == attempt).filter_map(|event| match &event.kind {
+            Kind::Used(used) => Some(used.tokens),
+            _ => None,
+        });
+        prop_assert_eq!(work.usage().tokens, (1..4).map(|attempt| told(attempt).max().unwrap_or(0)).sum::<u64>());
+    }
+
+    #[test]
+    fn a_claim_is_worth_what_its_checks_say(events in ordered()) {
+        let work = Work::fold(&events).unwrap();
+        match (&work.outcome, work.claim()) {
+            (Some(Outcome::Complete(_)), Some(Claim::Claimed)) => prop_assert!(work.checks.is_empty()),
+            (Some(Outcome::Complete(_)), Some(Claim::Verified)) => prop_assert!(work.checks.iter().all(|check| check.ok)),
+            (Some(Outcome::Failed(failure)), Some(Claim::Refuted)) => prop_assert_eq!(failure.kind, FailureKind::Refuted),
+            (Some(Outcome::Failed(failure)), None) => prop_assert!(failure.kind != FailureKind::Refuted),
+            (outcome, Some(claim)) => prop_assert!(claim == Claim::Refuted && !matches!(outcome, Some(Outcome::Complete(_)))),
+            (outcome, None) => prop_assert!(!matches!(outcome, Some(Outcome::Complete(_)))),
         }
     }
 
@@ -280,7 +342,7 @@ proptest! {
 
 #[test]
 fn a_late_result_of_an_older_attempt_is_adopted_unless_something_settled() {
-    let done = |attempt| event(attempt, 9, Kind::Complete { result: Output::Inline(json!(attempt)), duration_ms: 1 });
+    let done = |attempt| event(attempt, 9, Kind::Complete { result: Output::Inline(json!(attempt)), duration_ms: 1, checks: vec![] });
     let adopted = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), done(1)]).unwrap();
     assert_eq!(adopted.outcome, Some(Outcome::Complete(Output::Inline(json!(1)))));
     let evidence = Work::fold(&[event(1, 1, Kind::Accepted), event(2, 2, Kind::Accepted), done(2), done(1)]).unwrap();

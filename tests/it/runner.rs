@@ -100,6 +100,24 @@ async fn a_stored_input_is_streamed_and_found_by_placeholders() {
 }
 
 #[tokio::test]
+async fn why_a_claim_was_refuted_stands_in_the_context_however_that_comes() {
+    let mut bench = Bench::script("printf '%s\n' \"$LATTICE_CONTEXT\"; cat");
+    bench.refuted = Some(json!({"attempt": 1, "message": "red"}));
+    bench.assignment.context = object(json!({"own": 1}));
+    let expected = json!({"own": 1, "lattice_refuted": {"attempt": 1, "message": "red"}});
+    for stored in [false, true] {
+        if stored {
+            let input = json!({"context": {"own": 1}, "task": "from the blob"}).to_string();
+            bench.assignment.input_ref = Some(bench.blobs.put(&mut input.as_bytes(), Media::Json).await.unwrap());
+        }
+        let Value::String(text) = bench.output().await else { panic!("text") };
+        let (variable, order) = text.split_once('\n').unwrap();
+        assert_eq!(serde_json::from_str::<Value>(variable).unwrap(), expected);
+        assert_eq!(serde_json::from_str::<Value>(order).unwrap()["context"], expected, "stored: {stored}");
+    }
+}
+
+#[tokio::test]
 async fn one_argument_stays_one() {
     let mut bench = Bench::script("printf '%s\\n--\\n' \"$#\" \"$@\"");
     bench.assignment.task = NASTY.into();

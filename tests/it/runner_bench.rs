@@ -87,6 +87,7 @@ pub(crate) struct Bench {
     pub(crate) assignment: Assignment,
     pub(crate) attempt: u32,
     pub(crate) exchanges: Vec<lattice_mcp::model::work::Exchange>,
+    pub(crate) refuted: Option<Value>,
 }
 
 impl Bench {
@@ -125,6 +126,8 @@ impl Bench {
             trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
             span_id: "b7ad6b7169203331".into(),
             owner: None,
+            accept: None,
+            budgets: vec![],
         };
         let manifest = Manifest {
             name: "worker".parse().unwrap(),
@@ -142,7 +145,7 @@ impl Bench {
             runner: RunnerSpec::Command(command(&["./work.sh"])),
             source: Some(dir.path().join("agents/worker.md")),
         };
-        Self { dir, blobs, runners: Runners::new(context), definition, assignment, attempt: 1, exchanges: vec![] }
+        Self { dir, blobs, runners: Runners::new(context), definition, assignment, attempt: 1, exchanges: vec![], refuted: None }
     }
 
     pub(crate) fn agents(&self) -> PathBuf {
@@ -171,6 +174,7 @@ impl Bench {
             attempt: self.attempt,
             definition: Arc::new(self.definition.clone()),
             exchanges: self.exchanges.clone(),
+            refuted: self.refuted.clone(),
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::model::budget::Usage;
 use crate::model::event::Needs;
 
 const MARK: &[u8] = b"::lattice ";
@@ -17,6 +18,8 @@ pub(super) struct Directive {
     pub(super) progress: Option<(Option<f64>, Option<String>)>,
     /// What it asks.
     pub(super) escalate: Option<Escalate>,
+    /// What it has used since it said so last.
+    pub(super) usage: Option<Usage>,
     /// The JSON of its result.
     pub(super) result: Option<String>,
 }
@@ -39,6 +42,7 @@ struct Written<'a> {
     progress: Option<f64>,
     message: Option<String>,
     escalate: Option<Escalate>,
+    usage: Option<Usage>,
     #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
 }
@@ -52,14 +56,18 @@ impl Directive {
     pub(super) fn parse(line: &[u8]) -> Result<Self, String> {
         let body = line.strip_prefix(MARK).unwrap_or(line);
         let written: Written<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        if written.usage.is_some_and(|usage| !usage.is_plausible()) {
+            return Err("usage has a number that cannot be meant: tokens and turns are counts, cost_usd is 0 or more".into());
+        }
         let pct = written.progress.filter(|pct| !pct.is_nan()).map(|pct| pct.clamp(0.0, 100.0));
         let directive = Self {
             progress: (pct.is_some() || written.message.is_some()).then_some((pct, written.message)),
             escalate: written.escalate,
+            usage: written.usage,
             result: written.result.map(|raw| raw.get().to_owned()),
         };
         match directive == Self::default() {
-            true => Err("it has none of progress, message, escalate and result".into()),
+            true => Err("it has none of progress, message, escalate, usage and result".into()),
             false => Ok(directive),
         }
     }
@@ -187,6 +195,11 @@ mod tests {
         assert_eq!(parse(r#"{"result": null}"#).unwrap().result.as_deref(), Some("null"));
         let asked = parse(r#"{"escalate": {"reason": "r", "needs": "human"}}"#).unwrap().escalate.unwrap();
         assert_eq!((asked.reason.as_str(), asked.context, asked.needs), ("r", Value::Null, Needs::Human));
+        let used = parse(r#"{"usage": {"tokens": 12, "cost_usd": 0.5}}"#).unwrap().usage.unwrap();
+        assert_eq!(used, Usage { tokens: 12, cost_usd: 0.5, turns: 0 });
+        for bad in [r#"{"tokens": -1}"#, r#"{"tokens": 1.5}"#, r#"{"cost_usd": -0.1}"#, r#"{"turns": "one"}"#, r#"{"tokens": 1e15}"#, "5"] {
+            assert!(parse(&format!(r#"{{"usage": {bad}}}"#)).is_err(), "{bad} was taken");
+        }
         for bad in ["", "{", "[]", "{}", r#"{"progress": "50"}"#, r#"{"escalate": {}}"#, r#"{"progress": NaN}"#, "{\"message\": \"\u{0}"] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }

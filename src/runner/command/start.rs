@@ -56,14 +56,18 @@ impl Start {
         let filled = Filled { order, task: task.as_deref(), prompt: &prompt, context: &context };
         let args = filled.args(&spec.command, &mut environment)?;
         let folder = folder_of(definition);
-        let cwd = spec.cwd.as_ref().map_or_else(|| folder.clone(), |cwd| folder.join(cwd));
-        if !cwd.is_dir() {
-            return Err(unstartable(format!("{} is not a folder to run in: create it, or correct cwd in the agent's file", cwd.display())));
-        }
+        let cwd = cwd_of(definition, Some(spec))?;
         let name = spec.command.first().filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| unstartable("the agent's command is empty: name a program, like [\"./scan.sh\"]"))?;
         let program = resolve(name, &folder, environment.get(OsStr::new("PATH")).map(OsString::as_os_str))?;
         Ok(Self { program, name: name.into(), args, cwd, environment, prompt })
+    }
+
+    /// A program that is no agent, as it was named: in an agent's directory, with this environment.
+    pub(super) fn plain(words: &[String], cwd: PathBuf, environment: Environment) -> Result<Self, Failure> {
+        let (name, args) = words.split_first().ok_or_else(|| unstartable("the command is empty"))?;
+        let program = resolve(name, &cwd, environment.get(OsStr::new("PATH")).map(OsString::as_os_str))?;
+        Ok(Self { program, name: name.into(), args: args.to_vec(), cwd, environment, prompt: String::new() })
     }
 
     /// Starts it as the leader of its own process group.
@@ -99,6 +103,16 @@ impl Start {
             _ => return unstartable(format!("{program} could not be started: {error}")),
         };
         unstartable(format!("{program} could not be started ({error}): {hint}"))
+    }
+}
+
+/// The directory that an agent runs in.
+pub(super) fn cwd_of(definition: &Definition, spec: Option<&agent::Command>) -> Result<PathBuf, Failure> {
+    let folder = folder_of(definition);
+    let cwd = spec.and_then(|spec| spec.cwd.as_ref()).map_or_else(|| folder.clone(), |cwd| folder.join(cwd));
+    match cwd.is_dir() {
+        true => Ok(cwd),
+        false => Err(unstartable(format!("{} is not a folder to run in: create it, or correct cwd in the agent's file", cwd.display()))),
     }
 }
 

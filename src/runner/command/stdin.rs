@@ -61,14 +61,14 @@ async fn work(stdin: &mut ChildStdin, start: String, input: &Input, shared: &Sha
             let (task, context) = input.message();
             stdin.write_all(Value::String(task.to_owned()).to_string().as_bytes()).await?;
             stdin.write_all(b",\"context\":").await?;
-            stdin.write_all(Value::Object(context.clone()).to_string().as_bytes()).await?;
+            stdin.write_all(Value::Object(context).to_string().as_bytes()).await?;
         }
         Ok(Some([mut task, mut context])) => {
             pump(&mut task, stdin, shared).await?;
             stdin.write_all(b",\"context\":").await?;
             pump(&mut context, stdin, shared).await?;
         }
-        Err(error) => shared.raise(unreadable(&error)),
+        Err(failure) => shared.raise(failure),
     }
     stdin.write_all(b"}\n").await?;
     stdin.flush().await

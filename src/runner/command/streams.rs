@@ -11,6 +11,7 @@ use super::log::Log;
 use super::progress::Throttle;
 use super::shared::Shared;
 use super::spool::{Spool, beginning};
+use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
 use crate::model::size::Size;
 use crate::runner::Report;
@@ -32,19 +33,20 @@ pub(super) struct Heard {
 }
 
 /// The end of a pipe: read to its end, or to what was in it when everybody on the other side was gone.
-struct Pipe<'a, R> {
+pub(super) struct Pipe<'a, R> {
     source: R,
     shared: &'a Shared,
     left: usize,
 }
 
 impl<'a, R: AsyncRead + Unpin> Pipe<'a, R> {
-    fn new(source: R, shared: &'a Shared) -> Self {
+    /// Reads this.
+    pub(super) fn new(source: R, shared: &'a Shared) -> Self {
         Self { source, shared, left: PIPE_MAX }
     }
 
     /// The next bytes; none at the end. Dropping the future loses nothing.
-    async fn read(&mut self, chunk: &mut [u8]) -> usize {
+    pub(super) async fn read(&mut self, chunk: &mut [u8]) -> usize {
         let drain = &self.shared.drain;
         let read = tokio::select! {
             biased;
@@ -77,6 +79,8 @@ pub(super) struct Stdout<'a> {
     pub(super) line_max: Size,
     /// How much may be printed.
     pub(super) output_max: Size,
+    /// What was used and not passed on yet.
+    pub(super) used: Usage,
 }
 
 impl Stdout<'_> {
@@ -86,6 +90,7 @@ impl Stdout<'_> {
         if let Err(failure) = self.listen(source, &mut result).await {
             self.shared.raise(*failure);
         }
+        self.pass_usage().await;
         if let Some(report) = self.throttle.last() {
             self.shared.report(report).await;
         }
@@ -113,6 +118,7 @@ impl Stdout<'_> {
             while let Some(piece) = splitter.next(&mut rest) {
                 self.take(piece, result).await?;
             }
+            self.pass_usage().await;
             self.pass_progress().await;
         }
         match splitter.end() {
@@ -138,6 +144,7 @@ impl Stdout<'_> {
     }
 
     async fn follow(&mut self, directive: Directive, result: &mut Option<String>) {
+        self.used = self.used.plus(directive.usage.unwrap_or_default());
         if let Some((pct, message)) = directive.progress {
             self.throttle.put(Report::Progress { pct, message: message.map(|text| cut(text, MESSAGE_MAX)) });
             self.pass_progress().await;
@@ -147,10 +154,19 @@ impl Stdout<'_> {
             if let Some(report) = self.throttle.last() {
                 self.shared.report(report).await;
             }
+            self.pass_usage().await;
             self.shared.report(Report::Escalate { reason, context, needs }).await;
         }
         if directive.result.is_some() {
             *result = directive.result;
+        }
+    }
+
+    /// What was used is passed on once for all lines that came together.
+    async fn pass_usage(&mut self) {
+        let used = std::mem::take(&mut self.used);
+        if !used.is_empty() {
+            self.shared.report(Report::Used(used)).await;
         }
     }
 
