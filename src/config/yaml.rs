@@ -109,7 +109,11 @@ impl Node {
 /// The text is not YAML, a key stands twice, or aliases and nesting would cost too much.
 pub fn parse(text: &str) -> Result<Node, Error> {
     let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! { max_events: 200_000, max_nodes: 100_000, max_depth: 48, max_documents: 1, max_aliases: 1000 },
+        budget: serde_saphyr::budget! {
+            max_events: 200_000, max_nodes: 100_000, max_depth: 48, max_documents: 1, max_aliases: 1000,
+            // A section may well have nothing but comments.
+            max_buffered_comment_events: 10_000,
+        },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000, max_replay_stack_depth: 16 },
         with_snippet: false,
     };

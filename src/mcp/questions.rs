@@ -35,7 +35,7 @@ impl Server {
             return Err(Problem::new("answer is missing", "Call again with answer: text or any JSON; check_work shows the question."));
         };
         let work = self.dispatcher().answer(id, answer).await?;
-        Ok(self.report(&work, Map::new(), &call))
+        Ok(self.report(&work, Map::new(), &call).await)
     }
 
     #[tool(

@@ -64,8 +64,8 @@ impl Server {
             further.insert("note".into(), "still working, call await_work again".into());
         }
         match works[..] {
-            [ref work] if !list => Ok(self.report(work, further, &call)),
-            _ => Ok(self.reports(&works, further, &call)),
+            [ref work] if !list => Ok(self.report(work, further, &call).await),
+            _ => Ok(self.reports(&works, further, &call).await),
         }
     }
 }

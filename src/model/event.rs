@@ -87,6 +87,11 @@ pub enum Kind {
         /// Why, in the caller's words.
         reason: Option<String>,
     },
+    /// The work failed, and was given out anew as another one.
+    Redriven {
+        /// The new work.
+        work_id: WorkId,
+    },
     /// An event type of another version: kept and skipped.
     Other(String),
 }
@@ -133,12 +138,15 @@ pub struct Failure {
     /// All attempts are used up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dead_letter: bool,
+    /// When another attempt makes sense, as the agent says; of a quota, when it is there again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
 }
 
 impl Failure {
     /// A failure with nothing but a sentence.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false }
+        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false, retry_at: None }
     }
 }
 
@@ -160,6 +168,12 @@ pub enum FailureKind {
     HandedBack,
     /// The agent failed.
     Agent,
+    /// What the agent uses has no quota left: no failure, but a state that passes.
+    Quota,
+    /// The agent can do nothing with what it was given.
+    BadInput,
+    /// The agent tried, and gave up.
+    GaveUp,
     /// The agent could not be started.
     Unstartable,
     /// The result does not fit the agent's output schema.
@@ -172,14 +186,9 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// Whether another attempt may go better.
-    pub const fn worth_retrying(self) -> bool {
-        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack)
-    }
-
     /// Whether the attempt counts against `max_attempts`.
     pub const fn burns_attempt(self) -> bool {
-        !matches!(self, Self::HandedBack)
+        !matches!(self, Self::HandedBack | Self::Quota)
     }
 }
 
@@ -214,6 +223,7 @@ impl Kind {
             Self::Answered { .. } => "WORK_ANSWERED",
             Self::Retrying { .. } => "WORK_RETRYING",
             Self::Cancelled { .. } => "WORK_CANCELLED",
+            Self::Redriven { .. } => "WORK_REDRIVEN",
             Self::Other(kind) => kind,
         }
     }
@@ -261,6 +271,8 @@ struct Wire {
     next_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     duration_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redriven_as: Option<WorkId>,
 }
 
 /// Keeps the difference between an absent value and `null`.
@@ -293,6 +305,7 @@ impl Wire {
             reason: None,
             next_at: None,
             duration_ms: None,
+            redriven_as: None,
         };
         match event.kind {
             Kind::Assigned(assignment) => wire.assignment = Some(assignment),
@@ -316,6 +329,7 @@ impl Wire {
             Kind::Answered { ask, answer } => (wire.ask, wire.answer) = (Some(ask), Some(answer)),
             Kind::Retrying { failure, next_at } => (wire.error, wire.next_at) = (Some(failure), Some(next_at)),
             Kind::Cancelled { reason } => wire.reason = reason,
+            Kind::Redriven { work_id } => wire.redriven_as = Some(work_id),
         }
         wire
     }
@@ -348,6 +362,7 @@ impl Wire {
                 Kind::Retrying { failure: self.error.ok_or_else(|| missing("error"))?, next_at: self.next_at.unwrap_or(self.timestamp) }
             }
             "WORK_CANCELLED" => Kind::Cancelled { reason: self.reason },
+            "WORK_REDRIVEN" => Kind::Redriven { work_id: self.redriven_as.ok_or_else(|| missing("redriven_as"))? },
             _ => Kind::Other(self.kind),
         };
         Ok(Event {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::model::event::Needs;
+use crate::model::event::{Failure, FailureKind, Needs};
+use crate::model::time::{Span, Timestamp};
 
 const MARK: &[u8] = b"::lattice ";
 
@@ -19,6 +20,55 @@ pub(super) struct Directive {
     pub(super) escalate: Option<Escalate>,
     /// The JSON of its result.
     pub(super) result: Option<String>,
+    /// Why it cannot deliver.
+    pub(super) fail: Option<Fail>,
+}
+
+/// Why a program cannot deliver, in its own words.
+#[derive(Debug, Deserialize, PartialEq)]
+pub(super) struct Fail {
+    /// The kind.
+    #[serde(default)]
+    pub(super) kind: FailKind,
+    /// A sentence for whoever reads the status.
+    #[serde(default)]
+    pub(super) message: Option<String>,
+    /// How long to wait before another attempt; of a quota, until it is there again.
+    #[serde(default)]
+    pub(super) retry_after: Option<Span>,
+    /// The same, as a moment.
+    #[serde(default)]
+    pub(super) retry_at: Option<Timestamp>,
+}
+
+/// The kinds of failure that a program may claim.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FailKind {
+    /// Trying again may help.
+    #[default]
+    Transient,
+    /// What it uses has no quota left.
+    Quota,
+    /// It can do nothing with its input.
+    BadInput,
+    /// It tried, and gave up.
+    GaveUp,
+}
+
+impl Fail {
+    /// The failure that it stands for.
+    pub(super) fn into_failure(self, now: Timestamp) -> Failure {
+        let (kind, text) = match self.kind {
+            FailKind::Transient => (FailureKind::Transient, "the program asked to be tried again"),
+            FailKind::Quota => (FailureKind::Quota, "the program is out of quota"),
+            FailKind::BadInput => (FailureKind::BadInput, "the program can do nothing with its input"),
+            FailKind::GaveUp => (FailureKind::GaveUp, "the program gave up"),
+        };
+        let retry_at = self.retry_at.or(self.retry_after.map(|span| now.after(span.get())));
+        let message = self.message.filter(|message| !message.trim().is_empty()).unwrap_or_else(|| text.to_owned());
+        Failure { retry_at, ..Failure::new(kind, message) }
+    }
 }
 
 /// A question.
@@ -41,6 +91,7 @@ struct Written<'a> {
     escalate: Option<Escalate>,
     #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
+    fail: Option<Fail>,
 }
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -57,9 +108,10 @@ impl Directive {
             progress: (pct.is_some() || written.message.is_some()).then_some((pct, written.message)),
             escalate: written.escalate,
             result: written.result.map(|raw| raw.get().to_owned()),
+            fail: written.fail,
         };
         match directive == Self::default() {
-            true => Err("it has none of progress, message, escalate and result".into()),
+            true => Err("it has none of progress, message, escalate, result and fail".into()),
             false => Ok(directive),
         }
     }
@@ -187,6 +239,13 @@ mod tests {
         assert_eq!(parse(r#"{"result": null}"#).unwrap().result.as_deref(), Some("null"));
         let asked = parse(r#"{"escalate": {"reason": "r", "needs": "human"}}"#).unwrap().escalate.unwrap();
         assert_eq!((asked.reason.as_str(), asked.context, asked.needs), ("r", Value::Null, Needs::Human));
+        let failed = |text: &str| parse(text).unwrap().fail.unwrap().into_failure(Timestamp::from_millis(1000));
+        assert_eq!(failed(r#"{"fail": {}}"#), Failure::new(FailureKind::Transient, "the program asked to be tried again"));
+        let quota = failed(r#"{"fail": {"kind": "quota", "message": "429", "retry_after": "30s"}}"#);
+        assert_eq!((quota.kind, quota.message.as_str(), quota.retry_at), (FailureKind::Quota, "429", Some(Timestamp::from_millis(31_000))));
+        for bad in [r#"{"fail": {"kind": "bored"}}"#, r#"{"fail": {"retry_after": "soon"}}"#, r#"{"fail": "x"}"#] {
+            assert!(parse(bad).is_err(), "{bad:?} was taken");
+        }
         for bad in ["", "{", "[]", "{}", r#"{"progress": "50"}"#, r#"{"escalate": {}}"#, r#"{"progress": NaN}"#, "{\"message\": \"\u{0}"] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
