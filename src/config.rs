@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::agent::RunnerSpec;
 use crate::model::id::{LatticeId, StationId};
+use crate::model::retry::{Policy, Retried};
 use crate::model::size::Size;
 use crate::model::time::Span;
 
+pub use crate::model::retry::Backoff;
 pub use load::{Error, Given, Loaded, Origin, Sources, load, variables};
 pub(crate) use load::{nearest, without_password};
 
@@ -142,6 +144,8 @@ pub struct Work {
     pub timeout_max: Span,
     /// How long an agent may say nothing; absent: as long as its timeout.
     pub silence: Option<Span>,
+    /// How long a work may wait for its first attempt; absent: as long as its timeout.
+    pub queue_timeout: Option<Span>,
     /// How many works run at once in one process.
     pub max_parallel: u32,
     /// How many works may wait on a station's hook.
@@ -162,6 +166,8 @@ pub struct Work {
     pub answer_timeout: Span,
     /// The priority's bounds: from minus this to plus this.
     pub priority_max: i32,
+    /// A work that has waited this long counts as one priority more urgent.
+    pub ageing: Span,
     /// How deep works may assign further works.
     pub depth_max: u32,
     /// How many works one work may assign.
@@ -176,6 +182,7 @@ impl Default for Work {
             default_timeout: Span::secs(300),
             timeout_max: Span::secs(7 * 86_400),
             silence: None,
+            queue_timeout: None,
             max_parallel: 10,
             queue_size: 100,
             input_max: Size::mib(8),
@@ -186,23 +193,12 @@ impl Default for Work {
             kill_after: Span::secs(5),
             answer_timeout: Span::secs(24 * 3600),
             priority_max: 1000,
+            ageing: Span::secs(10),
             depth_max: 16,
             children_max: 100,
             descendants_max: 500,
         }
     }
-}
-
-/// How the wait between attempts grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backoff {
-    /// Doubles each time.
-    Exponential,
-    /// Grows by the initial delay each time.
-    Linear,
-    /// Stays the same.
-    Fixed,
 }
 
 /// What happens after a failure that is worth another try.
@@ -219,11 +215,43 @@ pub struct Retry {
     pub initial_delay: Span,
     /// The longest wait.
     pub max_delay: Span,
+    /// How much shorter an exponential wait may be, in percent, so that works that failed together come back apart.
+    pub jitter_percent: u32,
+    /// The kinds of failure that another attempt follows.
+    pub on: Vec<Retried>,
+    /// How long an agent pauses that is out of quota and does not say until when.
+    pub quota_pause: Span,
+    /// The longest that an agent may pause for its quota.
+    pub quota_pause_max: Span,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { enabled: true, max_attempts: 3, backoff: Backoff::Exponential, initial_delay: Span::secs(1), max_delay: Span::secs(300) }
+        Self {
+            enabled: true,
+            max_attempts: 3,
+            backoff: Backoff::Exponential,
+            initial_delay: Span::secs(1),
+            max_delay: Span::secs(300),
+            jitter_percent: 25,
+            on: vec![Retried::Transient, Retried::Crashed, Retried::Refuted],
+            quota_pause: Span::secs(60),
+            quota_pause_max: Span::secs(7 * 86_400),
+        }
+    }
+}
+
+impl Retry {
+    /// What holds for agents that say nothing of their own.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            max_attempts: if self.enabled { self.max_attempts } else { 1 },
+            backoff: self.backoff,
+            initial_delay: self.initial_delay.get(),
+            max_delay: self.max_delay.get(),
+            jitter_percent: self.jitter_percent,
+            on: self.on.clone(),
+        }
     }
 }
 

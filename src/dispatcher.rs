@@ -5,6 +5,7 @@
 
 mod assign;
 mod nested;
+mod redrive;
 mod wait;
 
 use std::collections::{HashMap, HashSet};
@@ -128,6 +129,10 @@ pub struct Request {
     pub priority: i64,
     /// How long the work may take in all.
     pub timeout: Option<Span>,
+    /// How long it may wait for its first attempt.
+    pub queue_timeout: Option<Span>,
+    /// How long its agent may say nothing.
+    pub silence_timeout: Option<Span>,
     /// A run whose root it joins.
     pub run_id: Option<RunId>,
     /// Makes repeating the order harmless.
@@ -221,8 +226,10 @@ pub enum Error {
         max: i32,
     },
     /// The timeout is out of bounds.
-    #[error("timeout {timeout} is out of bounds: it goes from 1ms to {max}")]
+    #[error("{name} {timeout} is out of bounds: it goes from 1ms to {max}")]
     Timeout {
+        /// Which one.
+        name: &'static str,
         /// The timeout.
         timeout: Span,
         /// The bound.
@@ -279,6 +286,25 @@ pub enum Error {
         /// How many may be.
         max: u32,
     },
+    /// Only what has failed can be given out anew.
+    #[error("work {work_id} is {status}: only work that FAILED can be redriven")]
+    NotFailed {
+        /// The work.
+        work_id: WorkId,
+        /// Where it stands.
+        status: &'static str,
+    },
+    /// It was given out anew before.
+    #[error("work {work_id} was redriven before, as work {redriven_as}")]
+    RedrivenAlready {
+        /// The work.
+        work_id: WorkId,
+        /// The one in its stead.
+        redriven_as: WorkId,
+    },
+    /// What was ordered is not known any more.
+    #[error("the order of work {0} is older than the log (lattice.storage.max_age), and cannot be given out anew")]
+    OrderForgotten(WorkId),
     /// Nobody waits for an answer.
     #[error("work {work_id} is {status}, and waits for no answer")]
     NotEscalated {

@@ -218,12 +218,14 @@ impl Leaf {
         }
         let mut lanes = Vec::with_capacity(served.len());
         let mut definitions = HashMap::with_capacity(served.len());
+        let mut per_minute = Vec::new();
         for lane in served {
             let manifest = &lane.definition.manifest;
             let cap = manifest.limits.max_parallel.map_or(usize::MAX, |cap| cap as usize);
             let left = cap.saturating_sub(by_agent.get(manifest.name.as_str()).copied().unwrap_or(0)).min(room);
             if left > 0 {
                 lanes.push((lane.name.clone(), u32::try_from(left).unwrap_or(u32::MAX)));
+                per_minute.extend(manifest.limits.per_minute.map(|count| (lane.name.clone(), count)));
                 definitions.insert(lane.name, lane.definition);
             }
         }
@@ -231,6 +233,8 @@ impl Leaf {
             holder: self.0.registry.me().instance,
             lanes,
             room: u32::try_from(room).unwrap_or(u32::MAX),
+            per_minute,
+            ageing: self.0.config.lattice.work.ageing.get(),
             lease: self.0.config.lattice.work.lease.get(),
             accept: self.0.accept.clone(),
             only: self.0.only.lock().unwrap_or_else(PoisonError::into_inner).clone(),

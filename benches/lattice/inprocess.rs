@@ -79,6 +79,8 @@ pub(crate) async fn one(dispatcher: &Dispatcher, caller: &Caller) {
         station: None,
         priority: 0,
         timeout: None,
+        queue_timeout: None,
+        silence_timeout: None,
         run_id: None,
         idempotency_key: None,
         trace: None,

@@ -294,6 +294,7 @@ fn definition(name: &str, description: &str) -> Definition {
         output_schema: None,
         examples: vec!["scan ./services/api".into()],
         limits: Limits::default(),
+        retry: Default::default(),
         unavailable: None,
     };
     Definition { manifest, prompt: Prompt::Plain(String::new()), runner: RunnerSpec::Echo, source: None }

@@ -35,6 +35,7 @@ pub(super) fn read(text: &str, place: Place<'_>) -> Result<Definition, Flaw> {
         output_schema: schema(tree, "output")?,
         examples: keys::texts(tree, "examples")?,
         limits: keys::limits(tree)?,
+        retry: keys::retry(tree)?,
         unavailable: unavailable(&runner, place.file, place.path_env),
     };
     Ok(Definition { manifest, prompt: Prompt::Template(file.body.trim().to_owned()), runner, source: Some(place.file.to_owned()) })

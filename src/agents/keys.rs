@@ -10,10 +10,11 @@ use super::{Flaw, Place, claude, schema};
 use crate::config::yaml::{Content, Node};
 use crate::model::agent::{Command, Limits, RunnerSpec};
 use crate::model::id::AgentName;
+use crate::model::retry::{Backoff, Retried, Rules};
 use crate::model::time::Span;
 
 /// Keys that only our own format has.
-pub(super) const OWN: [&str; 6] = ["runner", "input", "output", "limits", "capabilities", "examples"];
+pub(super) const OWN: [&str; 7] = ["runner", "input", "output", "limits", "retry", "capabilities", "examples"];
 const LIKE: f64 = 0.7;
 const NAME: &str = "name";
 
@@ -104,7 +105,7 @@ pub(super) fn limits(tree: &Node) -> Result<Limits, Flaw> {
     if !matches!(node.content, Content::Map(_)) {
         return Err(Flaw::at(node.line, "limits must be a mapping like { timeout: 10m }"));
     }
-    only(node, "limits", &["timeout", "silence", "max_parallel", "max_attempts"])?;
+    only(node, "limits", &["timeout", "silence", "queue", "max_parallel", "max_attempts", "per_minute"])?;
     let span = |key: &str| -> Result<Option<Span>, Flaw> {
         let span: Option<Span> = parsed(node, "limits", key)?;
         match (span, node.get(key)) {
@@ -120,9 +121,61 @@ pub(super) fn limits(tree: &Node) -> Result<Limits, Flaw> {
     Ok(Limits {
         timeout: span("timeout")?,
         silence: span("silence")?,
+        queue: span("queue")?,
         max_parallel: count("max_parallel")?,
         max_attempts: count("max_attempts")?,
+        per_minute: count("per_minute")?,
     })
+}
+
+/// What the agent says of further attempts.
+pub(super) fn retry(tree: &Node) -> Result<Rules, Flaw> {
+    let Some(node) = tree.get("retry").filter(|node| !node.is_null()) else { return Ok(Rules::default()) };
+    if !matches!(node.content, Content::Map(_)) {
+        return Err(Flaw::at(node.line, "retry must be a mapping like { backoff: linear, initial_delay: 5s }"));
+    }
+    only(node, "retry", &["enabled", "backoff", "initial_delay", "max_delay", "on"])?;
+    let enabled = match node.get("enabled").map(|found| (found.line, found.to_json())) {
+        None | Some((_, Value::Null)) => None,
+        Some((_, Value::Bool(enabled))) => Some(enabled),
+        Some((line, _)) => return Err(Flaw::at(line, "retry.enabled must be true or false")),
+    };
+    let words = [("exponential", Backoff::Exponential), ("linear", Backoff::Linear), ("fixed", Backoff::Fixed)];
+    let backoff = match text(node, "backoff")? {
+        Some(word) => Some(among(&word, &words).map_err(|known| {
+            let line = node.get("backoff").map_or(node.line, |found| found.line);
+            Flaw::at(line, format!("retry.backoff is {word:?}: known are {known}"))
+        })?),
+        None => None,
+    };
+    let on = match node.get("on").filter(|found| !found.is_null()) {
+        None => None,
+        Some(found) => {
+            let kind = |word: &String| {
+                among(word, &Retried::ALL).map_err(|known| Flaw::at(found.line, format!("retry.on has {word:?}: known are {known}")))
+            };
+            Some(texts(node, "on")?.iter().map(kind).collect::<Result<_, _>>()?)
+        }
+    };
+    let rules = Rules {
+        enabled,
+        backoff,
+        initial_delay: parsed(node, "retry", "initial_delay")?,
+        max_delay: parsed(node, "retry", "max_delay")?,
+        on,
+    };
+    match (rules.initial_delay, rules.max_delay) {
+        (Some(first), Some(max)) if first > max => {
+            Err(Flaw::at(node.line, format!("retry.initial_delay is {first}: it is at most retry.max_delay, {max}")))
+        }
+        _ => Ok(rules),
+    }
+}
+
+/// One of some words; else all of them.
+fn among<T: Copy>(word: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let found = known.iter().find(|(name, _)| *name == word.trim()).map(|(_, value)| *value);
+    found.ok_or_else(|| known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
 }
 
 fn parsed<T: FromStr>(node: &Node, section: &str, key: &str) -> Result<Option<T>, Flaw>

@@ -1,7 +1,7 @@
 //! Agents out of files: our own Markdown format, Claude Code subagents and dotprompt files.
 //!
 //! A Markdown file is a Claude Code subagent when it has none of our own keys (`runner`, `input`, `output`, `limits`,
-//! `capabilities`, `examples`); every other one is ours. This module reads files and judges them. It does not know who
+//! `retry`, `capabilities`, `examples`); every other one is ours. This module reads files and judges them. It does not know who
 //! runs an agent, nor who else has one of the same name.
 
 mod claude;

@@ -10,11 +10,13 @@ use super::table::Table;
 use crate::agents;
 use crate::model::agent::Manifest;
 use crate::model::id::{AgentName, StationId};
+use crate::model::time::Timestamp;
 
 struct Listed {
     manifest: Manifest,
     station: Option<StationId>,
     status: &'static str,
+    paused_until: Option<Timestamp>,
     waiting: u32,
     running: u32,
 }
@@ -28,7 +30,7 @@ pub(super) async fn run(session: &mut Session) -> Result<(), Failure> {
     let mut listed: BTreeMap<AgentName, Listed> = BTreeMap::new();
     for (name, definition) in files.definitions {
         let manifest = definition.manifest.clone();
-        listed.insert(name, Listed { manifest, station: None, status: "not running", waiting: 0, running: 0 });
+        listed.insert(name, Listed { manifest, station: None, status: "not running", paused_until: None, waiting: 0, running: 0 });
     }
     if let Some(reader) = session.open(Use::Look).await? {
         let snapshot = reader.dispatcher.registry().snapshot();
@@ -41,8 +43,9 @@ pub(super) async fn run(session: &mut Session) -> Result<(), Failure> {
                 (true, None) => "online",
             };
             let (waiting, running) = lane.map_or((0, 0), |lane| (lane.waiting, lane.held));
+            let paused_until = lane.and_then(|lane| lane.paused_until);
             let (manifest, station) = (agent.manifest.clone(), Some(agent.station.clone()));
-            listed.insert(name.clone(), Listed { manifest, station, status, waiting, running });
+            listed.insert(name.clone(), Listed { manifest, station, status, paused_until, waiting, running });
         }
     }
     if session.screen.json {
@@ -58,7 +61,7 @@ pub(super) async fn run(session: &mut Session) -> Result<(), Failure> {
         table.row([
             name.to_string(),
             agent.station.map_or_else(|| "-".to_owned(), String::from),
-            agent.status.to_owned(),
+            agent.paused_until.map_or_else(|| agent.status.to_owned(), |until| format!("{}, paused until {until}", agent.status)),
             agent.waiting.to_string(),
             agent.running.to_string(),
             capabilities.join(", "),
@@ -72,7 +75,7 @@ fn as_json(agent: &Listed) -> Value {
     let Manifest { name, description, capabilities, input_schema, output_schema, unavailable, .. } = &agent.manifest;
     json!({
         "name": name, "description": description, "station": agent.station, "status": agent.status, "capabilities": capabilities,
-        "input_schema": input_schema, "output_schema": output_schema, "unavailable": unavailable,
+        "input_schema": input_schema, "output_schema": output_schema, "unavailable": unavailable, "paused_until": agent.paused_until,
         "load": {"waiting": agent.waiting, "running": agent.running},
     })
 }

@@ -124,6 +124,8 @@ async fn assign(dispatcher: &Dispatcher, caller: &Caller, args: &Args) -> Result
         station: None,
         priority: args.priority,
         timeout: args.timeout,
+        queue_timeout: None,
+        silence_timeout: None,
         run_id: None,
         idempotency_key: None,
         trace: None,

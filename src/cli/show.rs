@@ -7,7 +7,7 @@ use crate::model::accept::Check;
 use crate::model::event::{Event, Failure, FailureKind, Kind};
 use crate::model::output::Output;
 use crate::model::run::Run;
-use crate::model::work::{Outcome, Work};
+use crate::model::work::{Attempt, Outcome, Work};
 use crate::telemetry::now;
 
 /// How much of a result or a task stands in a line.
@@ -63,6 +63,15 @@ pub(super) fn work_json(work: &Work) -> Map<String, Value> {
         ("escalation_reason", json!(question.map(|ask| &ask.reason))),
         ("escalation_context", json!(question.map(|ask| &ask.context))),
         ("retry_at", json!(work.retry_at)),
+        (
+            "attempts",
+            json!(work.attempts.iter().map(attempt_json).collect::<Vec<_>>())
+                .as_array()
+                .filter(|all| !all.is_empty())
+                .map_or(Value::Null, |all| json!(all)),
+        ),
+        ("redrives", json!(order.and_then(|order| order.redrives))),
+        ("redriven_as", json!(work.redriven_as)),
         ("assigned_at", json!(order.map(|order| order.assigned_at))),
         ("settled_at", json!(work.settled_at)),
         ("duration_ms", json!(work.duration_ms)),
@@ -74,6 +83,16 @@ pub(super) fn work_json(work: &Work) -> Map<String, Value> {
     ]);
     object.extend(outcome_json(work.outcome.as_ref()));
     object
+}
+
+fn attempt_json(attempt: &Attempt) -> Map<String, Value> {
+    object([
+        ("attempt", json!(attempt.number)),
+        ("station", json!(attempt.station)),
+        ("instance_id", json!(attempt.instance)),
+        ("started_at", json!(attempt.started_at)),
+        ("error", json!(attempt.ended)),
+    ])
 }
 
 fn outcome_json(outcome: Option<&Outcome>) -> Map<String, Value> {
@@ -142,6 +161,7 @@ pub(super) fn details(event: &Event) -> String {
             format!("to {}, agent {}, timeout {timeout}{urgency}: {}", order.target_station, order.agent_name, preview(&order.task))
         }
         Kind::Accepted | Kind::Other(_) => String::new(),
+        Kind::Redriven { work_id } => format!("given out anew as work {work_id}"),
         Kind::Progress { pct, message } => {
             let parts = [pct.map(|pct| format!("{pct}%")), message.as_deref().map(preview)];
             parts.into_iter().flatten().collect::<Vec<_>>().join(" ")

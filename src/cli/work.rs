@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 use super::failure::{Exit, Failure};
@@ -15,6 +15,7 @@ use super::session::{Reader, Session, Use};
 use super::show;
 use super::table::Table;
 use crate::dispatcher::Reply;
+use crate::model;
 use crate::model::event::{Event, Needs};
 use crate::model::id::WorkId;
 use crate::model::output::Output;
@@ -59,6 +60,11 @@ enum Verb {
         /// Why, for the record
         reason: Option<String>,
     },
+    /// Give out anew a work that failed: as a new work with the same order, fresh attempts and all of its time
+    Redrive {
+        /// The work
+        id: WorkId,
+    },
     /// Answer the question that a work waits with
     Answer {
         /// The work
@@ -73,8 +79,11 @@ enum Verb {
 
 pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure> {
     match (args.verb, args.id) {
-        (Some(_), Some(_)) => Err(Failure::new(Exit::Usage, "the work's id stands after the verb: work cancel ID, work answer ID TEXT")),
+        (Some(_), Some(_)) => {
+            Err(Failure::new(Exit::Usage, "the work's id stands after the verb: work cancel ID, work redrive ID, work answer ID TEXT"))
+        }
         (Some(Verb::Cancel { id, reason }), None) => cancel(session, id, reason).await,
+        (Some(Verb::Redrive { id }), None) => redrive(session, id).await,
         (Some(Verb::Answer { id, text, ask }), None) => answer(session, id, text, ask).await,
         (None, Some(id)) if args.result => result(session, id).await,
         (None, Some(id)) if args.log.as_deref() == Some("") => log(session, id, args.attempt).await,
@@ -132,6 +141,9 @@ fn summary(work: &Work) -> Table {
         table.pair("agent", order.agent_name.to_string());
         table.pair("station", order.target_station.to_string());
         table.pair("task", show::preview(&order.task));
+        if let Some(old) = order.redrives {
+            table.pair("redrives", format!("work {old}"));
+        }
     }
     table.pair("status", format!("{} ({})", work.status.label(), work.event));
     if let Some(ms) = work.duration_ms {
@@ -163,14 +175,28 @@ fn summary(work: &Work) -> Table {
         }
         Some(Outcome::Failed(failure)) => {
             table.pair("error", show::failure(failure));
-            for line in failure.evidence.iter().flat_map(|evidence| evidence.lines()) {
-                table.pair("", line);
+            evidence(&mut table, failure);
+            match work.redriven_as {
+                Some(anew) => table.pair("redriven", format!("as work {anew}")),
+                None if failure.dead_letter => table.pair("next", format!("lattice-mcp work redrive {}", work.work_id)),
+                None => {}
             }
         }
         Some(Outcome::Cancelled(Some(reason))) => table.pair("reason", reason.clone()),
         Some(Outcome::Cancelled(None)) | None => {}
     }
+    for attempt in work.attempts.iter().take(work.attempts.len().saturating_sub(usize::from(work.outcome.is_some()))) {
+        let Some(ended) = &attempt.ended else { continue };
+        table.pair(&format!("attempt {}", attempt.number), show::failure(ended));
+        evidence(&mut table, ended);
+    }
     table
+}
+
+fn evidence(table: &mut Table, failure: &model::event::Failure) {
+    for line in failure.evidence.iter().flat_map(|evidence| evidence.lines()) {
+        table.pair("", line);
+    }
 }
 
 async fn result(session: &mut Session, id: WorkId) -> Result<(), Failure> {
@@ -251,6 +277,19 @@ async fn cancel(session: &mut Session, id: WorkId, reason: Option<String>) -> Re
     } else {
         format!("work {id} was asked to stop and is still {status}; lattice-mcp work {id} shows when its station has confirmed")
     };
+    Ok(session.screen.line(&text)?)
+}
+
+async fn redrive(session: &mut Session, id: WorkId) -> Result<(), Failure> {
+    let reader = open(session, Use::Change, id).await?;
+    let anew = reader.dispatcher.redrive(id).await?;
+    if session.screen.json {
+        let agent = anew.agent.as_str();
+        let said = json!({"work_id": anew.work_id, "redrives": id, "run_id": anew.run_id, "agent_name": agent, "station": anew.station});
+        return Ok(session.screen.json(&said)?);
+    }
+    let waits = if anew.online { "" } else { ", where no process runs it now: the work waits" };
+    let text = format!("work {id} is given out anew as work {} to agent {} of station {}{waits}", anew.work_id, anew.agent, anew.station);
     Ok(session.screen.line(&text)?)
 }
 

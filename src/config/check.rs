@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Config;
 use crate::model::agent::RunnerSpec;
+use crate::model::retry::Retried;
 use crate::model::size::Size;
 use crate::model::time::Span;
 
@@ -30,6 +31,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
             format!("a duration of at most lattice.work.timeout_max, {}", work.timeout_max),
         ),
         (work.silence == Some(zero), "lattice.work.silence", "a duration above 0s".to_owned()),
+        (work.queue_timeout == Some(zero), "lattice.work.queue_timeout", "a duration above 0s".to_owned()),
         counted(work.max_parallel, "lattice.work.max_parallel"),
         counted(work.queue_size, "lattice.work.queue_size"),
         at_least(work.input_max, Size::kib(1), "lattice.work.input_max"),
@@ -38,6 +40,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         (work.lease < Span::secs(2), "lattice.work.lease", "a duration of at least 2s".to_owned()),
         positive(work.answer_timeout, "lattice.work.answer_timeout"),
         (work.priority_max < 0, "lattice.work.priority_max", "a number of at least 0".to_owned()),
+        positive(work.ageing, "lattice.work.ageing"),
         (!(1..=64).contains(&work.depth_max), "lattice.work.depth_max", "a number from 1 to 64".to_owned()),
         counted(work.children_max, "lattice.work.children_max"),
         counted(work.descendants_max, "lattice.work.descendants_max"),
@@ -46,6 +49,14 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
             retry.initial_delay > retry.max_delay,
             "lattice.retry.initial_delay",
             format!("a duration of at most lattice.retry.max_delay, {}", retry.max_delay),
+        ),
+        (retry.jitter_percent > 100, "lattice.retry.jitter_percent", "a number from 0 to 100".to_owned()),
+        (retry.on.contains(&Retried::Unknown), "lattice.retry.on", format!("some of {}", Retried::ALL.map(|(name, _)| name).join(", "))),
+        positive(retry.quota_pause, "lattice.retry.quota_pause"),
+        (
+            retry.quota_pause > retry.quota_pause_max,
+            "lattice.retry.quota_pause",
+            format!("a duration of at most lattice.retry.quota_pause_max, {}", retry.quota_pause_max),
         ),
         positive(presence.heartbeat, "lattice.presence.heartbeat"),
         (

@@ -16,6 +16,7 @@ use crate::model::event::{Event, Kind, Side};
 use crate::model::id::{AgentName, RunId, WorkId};
 use crate::model::output::Media;
 use crate::model::time::Span;
+use crate::model::turn::Turn;
 use crate::model::work::Assignment;
 use crate::registry::Agent;
 use crate::telemetry::{new_root, new_span_id, new_work_id, now, trace_of};
@@ -38,10 +39,10 @@ type Compiled = HashMap<AgentName, (Value, Arc<Validator>)>;
 
 /// What stands under an idempotency key.
 #[derive(Serialize, Deserialize)]
-struct Keyed {
-    work_id: WorkId,
-    run_id: RunId,
-    order: String,
+pub(super) struct Keyed {
+    pub(super) work_id: WorkId,
+    pub(super) run_id: RunId,
+    pub(super) order: String,
 }
 
 impl Dispatcher {
@@ -51,7 +52,6 @@ impl Dispatcher {
     /// Each way in which an order can be wrong, and the transport's.
     pub async fn assign(&self, caller: &Caller, request: Request) -> Result<Assigned> {
         let (agent, priority, timeout) = self.vet(&request)?;
-        let limits = &self.config().lattice.work;
 
         let nested = self.nest(caller).await?;
         let known = match &request.idempotency_key {
@@ -84,16 +84,23 @@ impl Dispatcher {
         let mut assignment = self.order(caller, &agent, request, work_id, run_id, priority, timeout).await?;
         let own = assignment.budgets.pop();
         assignment.budgets = nested.iter().flat_map(|nested| nested.budgets.clone()).chain(own).collect();
+        // The turn is held until the log has the order.
+        self.hand_over(agent, assignment).await?;
+        Ok(assigned)
+    }
+
+    /// Puts an order on its agent's hook, and says so on the log.
+    pub(super) async fn hand_over(&self, agent: Agent, assignment: Assignment) -> Result<()> {
+        let (me, limits) = (self.0.registry.me(), &self.config().lattice.work);
         let item = Item {
-            id: work_id,
+            id: assignment.work_id,
             lane: agent.lane,
-            priority,
-            deadline: assignment.deadline(),
+            turn: Turn::new(me.station.as_str(), assignment.priority, assignment.assigned_at, limits.ageing.get()),
+            deadline: assignment.start_by(),
             body: Bytes::from(serde_json::to_vec(&assignment).unwrap_or_default()),
         };
-        let me = self.0.registry.me();
         let event = Event {
-            work_id,
+            work_id: assignment.work_id,
             run_id: assignment.orchestrator_run_id.clone(),
             at: assignment.assigned_at,
             station: me.station.clone(),
@@ -103,7 +110,7 @@ impl Dispatcher {
             kind: Kind::Assigned(Box::new(assignment)),
         };
         self.0.transport.queue.push(&agent.station, item, limits.queue_size, Some(record(&event))).await?;
-        Ok(assigned)
+        Ok(())
     }
 
     /// Whether an order is good, before anything is done about it: who takes it, how urgent it is, and how long it may take.
@@ -118,8 +125,12 @@ impl Dispatcher {
             .filter(|priority| priority.unsigned_abs() <= limits.priority_max.unsigned_abs())
             .ok_or(Error::Priority { priority: request.priority, max: limits.priority_max })?;
         let timeout = request.timeout.or(agent.manifest.limits.timeout).unwrap_or(limits.default_timeout);
-        if timeout < Span::millis(1) || timeout > limits.timeout_max {
-            return Err(Error::Timeout { timeout, max: limits.timeout_max });
+        let named = [("queue_timeout", request.queue_timeout), ("silence_timeout", request.silence_timeout)];
+        let given = named.into_iter().filter_map(|(name, span)| Some((name, span?)));
+        for (name, timeout) in [("timeout", timeout)].into_iter().chain(given) {
+            if timeout < Span::millis(1) || timeout > limits.timeout_max {
+                return Err(Error::Timeout { name, timeout, max: limits.timeout_max });
+            }
         }
         self.0.schemas.check(&agent, request)?;
         let size = size_of(request);
@@ -133,7 +144,7 @@ impl Dispatcher {
     }
 
     /// The agent of an order, if it can take it.
-    fn find(&self, request: &Request) -> Result<Agent> {
+    pub(super) fn find(&self, request: &Request) -> Result<Agent> {
         let snapshot = self.0.registry.snapshot();
         let Some(agent) = snapshot.agents.get(&request.agent) else {
             return Err(self.unknown_agent(request.agent.as_str()));
@@ -201,7 +212,7 @@ impl Dispatcher {
     }
 
     /// The next child of a run. A root's first child is made with the root, before anybody else can know it.
-    async fn child_of(&self, parent: &RunId, floor: u64) -> Result<RunId> {
+    pub(super) async fn child_of(&self, parent: &RunId, floor: u64) -> Result<RunId> {
         Ok(parent.child(self.0.transport.table.next(Bucket::Children, parent.as_str(), floor, 1).await?))
     }
 
@@ -213,11 +224,16 @@ impl Dispatcher {
         }
         let table = &self.0.transport.table;
         let row_key = digest(&json!([caller.work().map(|bound| &bound.run_id), key]));
-        let mut order = vec![json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout])];
-        order.extend(request.accept.iter().map(|criteria| json!(criteria)));
-        order.extend(request.budget.iter().map(|budget| json!(budget)));
+        let plain = json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout]);
+        let further = [
+            ("accept", request.accept.as_ref().map(|criteria| json!(criteria))),
+            ("budget", request.budget.as_ref().map(|budget| json!(budget))),
+            ("queue_timeout", request.queue_timeout.map(|span| json!(span))),
+            ("silence_timeout", request.silence_timeout.map(|span| json!(span))),
+        ];
+        let further: Vec<_> = further.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         // Without them an order has the digest that it had before they existed.
-        let order = if let [plain] = &order[..] { digest(plain) } else { digest(&json!(order)) };
+        let order = if further.is_empty() { digest(&plain) } else { digest(&json!([plain, further])) };
         loop {
             if let Some(row) = table.get(Bucket::Keys, &row_key).await? {
                 let Ok(keyed) = serde_json::from_slice::<Keyed>(&row.value) else {
@@ -263,6 +279,7 @@ impl Dispatcher {
             task = task.chars().take(TASK_SHOWN_MAX).collect();
         }
         let budgets = request.budget.map(|budget| Allowance { run_id: run_id.clone(), budget }).into_iter().collect();
+        let limits = &self.config().lattice.work;
         let trace_id = request.trace.map_or_else(|| trace_of(&run_id.root()), |trace| trace.trace_id);
         Ok(Assignment {
             work_id,
@@ -276,12 +293,15 @@ impl Dispatcher {
             input_ref,
             assigned_at: now(),
             timeout,
+            queue_timeout: request.queue_timeout.or(agent.manifest.limits.queue).or(limits.queue_timeout),
+            silence_timeout: request.silence_timeout,
             priority,
             trace_id,
             span_id: new_span_id(),
             owner: caller.owner().cloned(),
             accept: request.accept,
             budgets,
+            redrives: None,
         })
     }
 }
@@ -292,7 +312,7 @@ fn size_of(request: &Request) -> usize {
     request.task.len().saturating_add(context)
 }
 
-fn digest(value: &Value) -> String {
+pub(super) fn digest(value: &Value) -> String {
     let hash = Sha256::digest(value.to_string().as_bytes());
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

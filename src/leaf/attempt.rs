@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::claim::{Meter, refutation};
-use super::policy::{self, After, Verdict};
+use super::policy::{self, Verdict};
 use super::{Inner, TROUBLE_PAUSE};
 use crate::model::agent::Definition;
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Side};
 use crate::model::id::RunId;
+use crate::model::retry::{self, After, Policy};
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Assignment, Exchange, Status, Work};
 use crate::registry::Identity;
@@ -29,6 +30,8 @@ const ANSWERS_MAX: usize = 16;
 /// The assigner writes its order on the log once the hook has the work: whoever takes that at once waits so long for it.
 const ORDER_WAIT: Duration = Duration::from_millis(250);
 const ORDER_PAUSE: Duration = Duration::from_millis(1);
+/// An agent that is out of quota pauses this long at least.
+const QUOTA_PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// What a running attempt is told from outside.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +59,7 @@ enum Why {
 pub(super) struct Attempt<'a> {
     pub(super) leaf: &'a Inner,
     pub(super) delivery: &'a Delivery,
+    lane: &'a str,
     pub(super) assignment: Arc<Assignment>,
     pub(super) definition: Arc<Definition>,
     started: Instant,
@@ -69,7 +73,7 @@ pub(super) async fn run(leaf: &Inner, taken: Taken, definition: Arc<Definition>,
     };
     let span = tracing::info_span!("attempt", work_id = %assignment.work_id, run_id = %assignment.orchestrator_run_id,
         agent = %assignment.agent_name, attempt = taken.delivery.attempt);
-    let attempt = Attempt { leaf, delivery: &taken.delivery, assignment, definition, started: Instant::now() };
+    let attempt = Attempt { leaf, delivery: &taken.delivery, lane: &taken.lane, assignment, definition, started: Instant::now() };
     async {
         if let Err(error) = attempt.go(inbox).await {
             tracing::error!(%error, "the attempt is left to its lease: another one follows");
@@ -129,7 +133,17 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
                 vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
             }
             _ => {
-                let failure = timed_out(&assignment, work.as_ref());
+                if let Some(work) = &work
+                    && let Some(deadline) = still_time(&assignment, work, now())
+                {
+                    // Its first attempt began in time; whoever began it died before it could say how long there is.
+                    leaf.transport.queue.release(&taken.delivery, now(), Some(deadline), Vec::new()).await?;
+                    return Ok(());
+                }
+                let failure = match &work {
+                    Some(work) if !work.attempts.is_empty() => out_of_time(&assignment, work),
+                    _ => never_began(&assignment, paused_until(leaf, taken).await?),
+                };
                 let kind = Kind::Failed { failure, duration_ms: 0 };
                 vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
             }
@@ -141,27 +155,40 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
     }
 }
 
-fn timed_out(assignment: &Assignment, work: Option<&Work>) -> Failure {
-    let timeout = assignment.timeout;
-    let station = &assignment.target_station;
-    let Some(work) = work.filter(|work| !work.attempts.is_empty()) else {
-        let text = format!(
-            "timed out after {timeout} in the queue of station {station}: no process that runs agent {} took it",
-            assignment.agent_name
-        );
-        return Failure::new(FailureKind::QueueTimeout, text);
+/// Until when there is still time for a work that began in time, though its item's deadline has passed.
+fn still_time(assignment: &Assignment, work: &Work, now: Timestamp) -> Option<Timestamp> {
+    let waits = matches!(work.status, Status::Pending(_) | Status::Accepted(_));
+    let deadline = assignment.deadline().after(work.waited(now));
+    (waits && !work.attempts.is_empty() && assignment.queue_timeout.is_some() && now < deadline).then_some(deadline)
+}
+
+/// Until when the lane is paused in which a work's time ran out.
+async fn paused_until(leaf: &Inner, taken: &Taken) -> Result<Option<Timestamp>> {
+    let lanes = leaf.transport.queue.load(&taken.delivery.station).await?;
+    Ok(lanes.into_iter().find(|load| load.lane == taken.lane).and_then(|load| load.paused_until))
+}
+
+fn never_began(assignment: &Assignment, paused: Option<Timestamp>) -> Failure {
+    let Assignment { target_station: station, agent_name: agent, timeout, .. } = assignment;
+    let waited = assignment.queue_timeout.map_or(*timeout, |queue| queue.min(*timeout));
+    let why = match paused {
+        Some(until) => format!("agent {agent} is out of quota and pauses until {until}"),
+        None => format!("no process that runs agent {agent} took it"),
     };
+    Failure::new(FailureKind::QueueTimeout, format!("timed out after {waited} in the queue of station {station}: {why}"))
+}
+
+fn out_of_time(assignment: &Assignment, work: &Work) -> Failure {
     if let Some(ask) = work.open_question() {
         let text = format!("timed out: nobody answered question {} ({}) in time", ask.ask, ask.reason);
         return Failure::new(FailureKind::TotalTimeout, text);
     }
     let last = work.attempts.last().map_or(0, |attempt| attempt.number);
-    let ended = work
-        .attempts
-        .last()
-        .and_then(|attempt| attempt.ended.as_ref())
-        .map_or("its process gave no more sign of life", |failure| &failure.message);
-    Failure::new(FailureKind::TotalTimeout, format!("timed out after {timeout} in all; attempt {last} had ended: {ended}"))
+    let ended = match work.attempts.last().and_then(|attempt| attempt.ended.as_ref()) {
+        Some(failure) => format!("attempt {last} had ended: {}", failure.message),
+        None => format!("attempt {last} had no more sign of life from its process, and what came of it is unknown"),
+    };
+    Failure::new(FailureKind::TotalTimeout, format!("timed out after {} in all; {ended}", assignment.timeout))
 }
 
 fn event(leaf: &Inner, run_id: &RunId, delivery: &Delivery, kind: Kind) -> Event {
@@ -184,8 +211,7 @@ impl Attempt<'_> {
     async fn go(&self, inbox: mpsc::Receiver<Word>) -> Result<()> {
         let following = self.accepted().await?;
         let work = following.work();
-        let retry = &self.leaf.config.lattice.retry;
-        match policy::before(&work, self.delivery.attempt, retry, &self.definition.manifest.limits) {
+        match policy::before(&work, self.delivery.attempt, &self.policy()) {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
@@ -233,6 +259,12 @@ impl Attempt<'_> {
         }
     }
 
+    /// What holds for this work's attempts: the agent's own word, where it has one.
+    fn policy(&self) -> Policy {
+        let manifest = &self.definition.manifest;
+        self.leaf.config.lattice.retry.policy().with(&manifest.retry, &manifest.limits)
+    }
+
     async fn execute(&self, work: &Work, following: Following, inbox: mpsc::Receiver<Word>) -> Result<()> {
         let (reports, heard) = mpsc::channel(REPORTS_MAX);
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
@@ -254,13 +286,21 @@ impl Attempt<'_> {
             }
         };
         let mut watch = Watch::new(self, work, stop.clone(), answers);
+        if self.assignment.start_by() < self.assignment.deadline() {
+            // It has begun: from now on the whole of its time counts.
+            watch.extend(watch.deadline()).await?;
+        }
         let ears = Ears { attempt: self, following: Some(following) };
         let ended = watch.over(run, heard, inbox, ears).await?;
         watch.tell_usage().await?;
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match (ended, watch.why.take()) {
             (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms, checks })]).await,
+            (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(Why::Failed(failure))) => {
+                self.failed(work, failure, watch.deadline(), duration_ms).await
+            }
             (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, duration_ms).await,
+            (Ended::Failed(failure), None) if failure.kind == FailureKind::Quota => self.out_of_quota(failure).await,
             (Ended::Failed(failure), None) => self.failed(work, failure, watch.deadline(), duration_ms).await,
             (Ended::Parked, None) => self.park(watch.last_ask).await,
             (Ended::Stopped, None) => self.stopped(Why::HandBack, duration_ms).await,
@@ -286,14 +326,30 @@ impl Attempt<'_> {
 
     async fn failed(&self, work: &Work, failure: Failure, deadline: Timestamp, duration_ms: u64) -> Result<()> {
         let burnt = work.attempts_burnt(self.delivery.attempt) + 1;
-        let limits = &self.definition.manifest.limits;
-        match policy::after(failure, burnt, &self.leaf.config.lattice.retry, limits, now(), deadline) {
+        match retry::after(failure, burnt, &self.policy(), self.delivery.id, now(), deadline) {
             After::Fail(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms })]).await,
             After::Retry(failure, next_at) => {
                 self.release(next_at, None, Kind::Retrying { failure, next_at }).await?;
                 self.heed_late_words().await
             }
         }
+    }
+
+    /// Pauses the agent for everybody until its quota is there again: nothing failed, and no attempt is burnt.
+    async fn out_of_quota(&self, failure: Failure) -> Result<()> {
+        let (retry, now) = (&self.leaf.config.lattice.retry, now());
+        let said = failure.retry_at.unwrap_or_else(|| now.after(retry.quota_pause.get()));
+        let soonest = now.after(retry.initial_delay.get().max(QUOTA_PAUSE_MIN));
+        let until = said.max(soonest).min(now.after(retry.quota_pause_max.get()).max(soonest));
+        let agent = &self.assignment.agent_name;
+        let served = self.leaf.registry.served().into_iter().flatten();
+        let others = served.filter(|lane| lane.definition.manifest.name == *agent && lane.name != self.lane).map(|lane| lane.name);
+        for lane in others.chain([self.lane.to_owned()]) {
+            self.retrying(|| self.leaf.transport.queue.pause(&self.delivery.station, &lane, until)).await?;
+        }
+        tracing::warn!(%until, reason = failure.message, "agent {agent} is out of quota and pauses; its work waits");
+        self.release(until, None, Kind::Retrying { failure, next_at: until }).await?;
+        self.heed_late_words().await
     }
 
     /// Lets go of work that waits for an answer; whoever answers wakes it.
@@ -422,7 +478,8 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(attempt: &'a Attempt<'a>, work: &Work, stop: CancellationToken, answers: mpsc::Sender<Answer>) -> Self {
-        let silence = attempt.definition.manifest.limits.silence.or(attempt.leaf.config.lattice.work.silence);
+        let silence = attempt.assignment.silence_timeout.or(attempt.definition.manifest.limits.silence);
+        let silence = silence.or(attempt.leaf.config.lattice.work.silence);
         let asks = work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0);
         Self {
             attempt,

@@ -17,6 +17,7 @@ use crate::dispatcher::Dispatcher;
 use crate::model::agent::Manifest;
 use crate::model::id::{AgentName, StationId};
 use crate::model::size::Size;
+use crate::model::time::Timestamp;
 use crate::registry::{Agent, Snapshot};
 use crate::transport::{LaneLoad, Queue};
 
@@ -47,6 +48,7 @@ impl Server {
                 "capabilities": {"type": "array", "items": {"type": "string"}},
                 "input_schema": {"type": "object"}, "output_schema": {"type": "object"},
                 "status": {"enum": ["online", "offline", "unavailable"]},
+                "paused_until": {"type": "string", "description": "Out of quota until then"},
                 "load": {"type": "object", "properties": {"running": {"type": "integer"}, "waiting": {"type": "integer"}}},
             }}},
             "note": {"type": "string"},
@@ -79,6 +81,9 @@ impl Server {
             }
             let (running, waiting) = loads.get(agent);
             shown.insert("load".into(), json!({ "running": running, "waiting": waiting }));
+            if let Some(until) = loads.paused_until(agent) {
+                shown.insert("paused_until".into(), until.to_string().into());
+            }
             agents.push(Value::Object(shown));
         }
         let mut answer = fields(json!({ "agents": agents }));
@@ -127,16 +132,17 @@ pub(super) fn detailed(agent: &Agent, config: &Config) -> Map<String, Value> {
     }
     let (work, limits) = (&config.lattice.work, &manifest.limits);
     let timeout = limits.timeout.unwrap_or(work.default_timeout);
-    let attempts = if config.lattice.retry.enabled { config.lattice.retry.max_attempts } else { 1 };
-    shown.insert(
-        "limits".into(),
-        json!({
-            "timeout": timeout,
-            "silence": limits.silence.or(work.silence).unwrap_or(timeout),
-            "max_parallel": limits.max_parallel.unwrap_or(work.max_parallel),
-            "max_attempts": limits.max_attempts.unwrap_or(attempts),
-        }),
-    );
+    let mut known = fields(json!({
+        "timeout": timeout,
+        "queue_timeout": limits.queue.or(work.queue_timeout).unwrap_or(timeout),
+        "silence_timeout": limits.silence.or(work.silence).unwrap_or(timeout),
+        "max_parallel": limits.max_parallel.unwrap_or(work.max_parallel),
+        "max_attempts": config.lattice.retry.policy().with(&manifest.retry, limits).max_attempts,
+    }));
+    if let Some(count) = limits.per_minute {
+        known.insert("per_minute".into(), count.into());
+    }
+    shown.insert("limits".into(), known.into());
     shown
 }
 
@@ -243,11 +249,11 @@ async fn ask(queue: Arc<dyn Queue>, station: StationId) -> Result<(StationId, Ve
 }
 
 /// How full the stations' lanes are.
-struct Loads(HashMap<StationId, HashMap<String, LaneLoad>>);
+pub(super) struct Loads(HashMap<StationId, HashMap<String, LaneLoad>>);
 
 impl Loads {
     /// Asks once for each station, of many at a time.
-    async fn of(dispatcher: &Dispatcher, agents: impl Iterator<Item = &Agent>) -> Result<Self, Problem> {
+    pub(super) async fn of(dispatcher: &Dispatcher, agents: impl Iterator<Item = &Agent>) -> Result<Self, Problem> {
         let stations: BTreeSet<StationId> = agents.map(|agent| agent.station.clone()).collect();
         let queue = &dispatcher.transport().queue;
         let asked = stations.into_iter().map(|station| ask(Arc::clone(queue), station)).collect::<Vec<_>>();
@@ -256,9 +262,17 @@ impl Loads {
         Ok(Self(loads.into_iter().map(|(station, lanes)| (station, by_lane(lanes))).collect()))
     }
 
+    fn lane(&self, agent: &Agent) -> Option<&LaneLoad> {
+        self.0.get(&agent.station).and_then(|lanes| lanes.get(&agent.lane))
+    }
+
+    /// Until when an agent pauses.
+    pub(super) fn paused_until(&self, agent: &Agent) -> Option<Timestamp> {
+        self.lane(agent).and_then(|load| load.paused_until)
+    }
+
     fn get(&self, agent: &Agent) -> (u32, u32) {
-        let load = self.0.get(&agent.station).and_then(|lanes| lanes.get(&agent.lane));
-        load.map_or((0, 0), |load| (load.held, load.waiting))
+        self.lane(agent).map_or((0, 0), |load| (load.held, load.waiting))
     }
 }
 

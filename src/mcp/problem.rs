@@ -153,7 +153,11 @@ fn next_step(error: &Error) -> String {
         Error::BadSchema { .. } => "This is a fault in the agent's file: tell the user, or choose another agent.".into(),
         Error::TooLarge { .. } => "Put large material into a file that the agent can read, and name it in the task.".into(),
         Error::Priority { .. } => "Leave priority out for the usual 0.".into(),
-        Error::Timeout { .. } => "Leave timeout out for the default, or give one such as \"5m\".".into(),
+        Error::Timeout { name, .. } => format!("Leave {name} out for the default, or give one such as \"5m\"."),
+        Error::NotFailed { work_id, .. } | Error::OrderForgotten(work_id) => {
+            format!("Look at it with check_work {work_id}, and assign what is still to be done.")
+        }
+        Error::RedrivenAlready { redriven_as, .. } => format!("Go on with await_work {redriven_as}."),
         Error::UnknownRun(_) => "Use a run_id that assign_work returned, or leave it out.".into(),
         Error::TooDeep { .. } => "Do this part of the work yourself instead of assigning it.".into(),
         Error::TooWide { .. } => "Do the rest of the work yourself, or give larger parts to fewer works.".into(),
@@ -230,7 +234,7 @@ mod tests {
             Error::BadSchema { agent, reason: "nonsense".into() },
             Error::TooLarge { size: 9, max: crate::model::size::Size::bytes(8) },
             Error::Priority { priority: -5000, max: 1000 },
-            Error::Timeout { timeout: crate::model::time::Span::secs(0), max: crate::model::time::Span::secs(9) },
+            Error::Timeout { name: "timeout", timeout: crate::model::time::Span::secs(0), max: crate::model::time::Span::secs(9) },
             Error::UnknownRun(run_id.clone()),
             Error::TooDeep { run_id, max: 3 },
             Error::TooWide { used: 9, place: "by run x".into(), max: 9, key: "lattice.work.children_max" },
@@ -244,6 +248,9 @@ mod tests {
             Error::AnsweredAlready { work_id, ask: 1 },
             Error::OtherQuestion { work_id, ask: 1, open: 2 },
             Error::NotRunning { work_id, status: "PENDING" },
+            Error::NotFailed { work_id, status: "PENDING" },
+            Error::RedrivenAlready { work_id, redriven_as: work_id },
+            Error::OrderForgotten(work_id),
             Error::NoWork,
             Error::Id("a.b".parse::<AgentName>().unwrap_err()),
             Error::Id("x".parse::<crate::model::id::WorkId>().unwrap_err()),

@@ -53,7 +53,7 @@ impl Server {
         };
         if returned && declined.is_empty() {
             let work = self.dispatcher().check(id).await?;
-            return Ok(self.report(&work, Map::new(), call.takes_links()).into());
+            return Ok(self.report(&work, Map::new(), call.takes_links()).await.into());
         }
         let work = self.dispatcher().check(id).await?;
         // What a model says is not what a person says: where they can be asked themselves, they are.
@@ -64,13 +64,13 @@ impl Server {
             (Some(Way::Elicit), Some((_, question))) => match self.elicit(&call, &work, question).await? {
                 Came::Answered => {
                     let work = self.dispatcher().check(id).await?;
-                    Ok(self.report(&work, Map::new(), call.takes_links()).into())
+                    Ok(self.report(&work, Map::new(), call.takes_links()).await.into())
                 }
                 Came::Declined | Came::Failed(_) => Err(not_allowed(id)),
             },
             _ => {
                 let work = self.dispatcher().answer(id, Reply { value: answer, ask, who: Needs::Orchestrator }).await?;
-                Ok(self.report(&work, Map::new(), call.takes_links()).into())
+                Ok(self.report(&work, Map::new(), call.takes_links()).await.into())
             }
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rmcp::model::Resource;
 use serde_json::{Map, Value, json};
 
+use super::agents::Loads;
 use crate::config::Config;
 use crate::dispatcher::Dispatcher;
 use crate::model::event::{Failure, Needs};
@@ -14,8 +15,8 @@ use crate::model::id::{AgentName, WorkId};
 use crate::model::output::Output;
 use crate::model::run::Run;
 use crate::model::time::{Span, Timestamp};
-use crate::model::work::{Outcome, Status, Work};
-use crate::registry::Snapshot;
+use crate::model::work::{Attempt, Outcome, Status, Work};
+use crate::registry::{Agent, Snapshot};
 use crate::results;
 use crate::runs::Outlook;
 
@@ -36,6 +37,8 @@ pub(super) struct Reporter<'a> {
     snapshot: Arc<Snapshot>,
     room: usize,
     links: Vec<Resource>,
+    /// Until when agents pause that works wait for.
+    pauses: HashMap<AgentName, Timestamp>,
     /// What is said of work elsewhere while the server is away.
     away: Option<String>,
 }
@@ -44,7 +47,22 @@ impl<'a> Reporter<'a> {
     /// Reports on a single work: its result stands inline if it is small enough to.
     pub(super) fn single(dispatcher: &'a Dispatcher) -> Self {
         let away = dispatcher.away().map(|(since, reason)| unreachable(since, &reason));
-        Self { config: dispatcher.config(), snapshot: dispatcher.registry().snapshot(), room: usize::MAX, links: Vec::new(), away }
+        let (config, snapshot) = (dispatcher.config(), dispatcher.registry().snapshot());
+        Self { config, snapshot, room: usize::MAX, links: Vec::new(), pauses: HashMap::new(), away }
+    }
+
+    /// Looks whether the agents pause that these works wait for.
+    pub(super) async fn heed_pauses(&mut self, dispatcher: &Dispatcher, works: impl IntoIterator<Item = &Work>) {
+        let waits = |work: &&Work| matches!(work.status, Status::Pending(_));
+        let names = works.into_iter().filter(waits).filter_map(|work| Some(&work.assignment.as_ref()?.agent_name));
+        let agents: BTreeMap<&AgentName, &Agent> = names.filter_map(|name| self.snapshot.agents.get_key_value(name)).collect();
+        match Loads::of(dispatcher, agents.values().copied()).await {
+            Ok(loads) => {
+                let until = |(name, agent): (&AgentName, &Agent)| Some((name.clone(), loads.paused_until(agent)?));
+                self.pauses = agents.into_iter().filter_map(until).collect();
+            }
+            Err(problem) => tracing::debug!(reason = problem.text(), "it is not known whether the agents that works wait for pause"),
+        }
     }
 
     /// Reports on several works, whose inline results together stay within what one selection may give.
@@ -158,6 +176,11 @@ impl<'a> Reporter<'a> {
         if let Some(at) = work.retry_at {
             report.insert("retry_at".into(), at.to_string().into());
         }
+        if matches!(work.status, Status::Pending(_))
+            && let Some(ended) = work.attempts.last().and_then(|attempt| attempt.ended.as_ref())
+        {
+            report.insert("last_attempt".into(), json!({ "kind": ended.kind, "message": ended.message }));
+        }
         if let Some(ask) = work.open_question() {
             let mut question = json!({ "ask": ask.ask, "reason": ask.reason, "needs": ask.needs });
             if !ask.context.is_null() {
@@ -174,14 +197,28 @@ impl<'a> Reporter<'a> {
             };
             report.insert("next".into(), next.into());
         }
+        let paused = agent.filter(|_| matches!(work.status, Status::Pending(_))).and_then(|name| self.pauses.get(name));
+        if let Some(until) = paused {
+            report.insert("paused_until".into(), until.to_string().into());
+        }
         let is_here = agent.and_then(|name| self.snapshot.agents.get(name)).is_some_and(|agent| agent.here);
         if let Some(away) = self.away.as_ref().filter(|_| !is_here) {
             report.insert("note".into(), format!("as it was heard of last: {away}").into());
+        } else if let Some(attempt) = work.running().filter(|attempt| !self.is_alive(attempt)) {
+            report.insert("detail".into(), "outcome unknown".into());
+            report.insert("note".into(), no_sign_of_life(attempt).into());
+        } else if let Some(until) = paused {
+            report.insert("note".into(), format!("the agent is out of quota and pauses until {until}: the work waits").into());
         } else if matches!(work.status, Status::Pending(_))
             && let Some(agent) = agent.and_then(|name| self.snapshot.agents.get(name)).filter(|agent| !agent.online)
         {
             report.insert("note".into(), offline(&agent.station).into());
         }
+    }
+
+    /// Whether the process of an attempt gives signs of life.
+    fn is_alive(&self, attempt: &Attempt) -> bool {
+        self.snapshot.stations.get(&attempt.station).is_some_and(|instances| instances.contains(&attempt.instance))
     }
 
     fn result(&mut self, report: &mut Map<String, Value>, work: &Work, output: &Output) {
@@ -214,6 +251,15 @@ pub(super) fn offline(station: &crate::model::id::StationId) -> String {
     format!("station {station} is offline for this agent: the work waits until a process of it that runs the agent is back")
 }
 
+/// What is said of work whose attempt is not heard of.
+fn no_sign_of_life(attempt: &Attempt) -> String {
+    format!(
+        "the process of station {} that runs attempt {} gives no sign of life: it may be slow or asleep, and what came of the attempt is \
+         unknown until it is back, another attempt settles the work, or its time is up",
+        attempt.station, attempt.number
+    )
+}
+
 fn failed(report: &mut Map<String, Value>, failure: &Failure) {
     let mut error = json!({ "kind": failure.kind, "message": failure.message });
     if let Some(code) = failure.exit_code {
@@ -225,7 +271,8 @@ fn failed(report: &mut Map<String, Value>, failure: &Failure) {
     report.insert("error".into(), error);
     if failure.dead_letter {
         report.insert("dead_letter".into(), true.into());
-        let next = "all attempts are used up: see what went wrong in `error`, mend it, and assign it anew".to_owned();
+        let next = "all attempts are used up: see what went wrong in `error`, mend it, and assign it anew; \
+                    the user can as well, with `lattice-mcp work redrive` and the work_id";
         report.insert("next".into(), next.into());
     }
 }

@@ -120,7 +120,7 @@ impl Server {
         loop {
             let row = self.task_row(asking, id).await?;
             let works = self.check_all(&row.kept.works).await.map_err(internal)?;
-            let payload = self.payload(asking, &row.kept, &works)?;
+            let payload = self.payload(asking, &row.kept, &works).await?;
             if let TaskPayload::Completed { result } = &payload
                 && row.kept.ended.is_none()
                 && !works.iter().all(|work| work.status.is_settled())
@@ -180,7 +180,7 @@ impl Server {
         self.change_task(asking, id, |kept| kept.cancelled_at = kept.cancelled_at.or_else(|| Some(now()))).await
     }
 
-    fn payload(&self, asking: &Asking, kept: &Kept, works: &[std::sync::Arc<Work>]) -> Result<TaskPayload, ErrorData> {
+    async fn payload(&self, asking: &Asking, kept: &Kept, works: &[std::sync::Arc<Work>]) -> Result<TaskPayload, ErrorData> {
         if kept.cancelled_at.is_some() {
             return Ok(TaskPayload::Cancelled);
         }
@@ -204,7 +204,7 @@ impl Server {
             return Ok(TaskPayload::Working);
         }
         // Newer clients know links.
-        let answer = self.waited(&wait, works, None, true);
+        let answer = self.waited(&wait, works, None, true).await;
         match answer.into_call_tool_result()? {
             CallToolResponse::Complete(result) => match serde_json::to_value(result) {
                 Ok(Value::Object(result)) => Ok(TaskPayload::Completed { result }),

@@ -40,6 +40,7 @@ pub(super) fn manifest(name: &str, description: &str) -> Manifest {
         output_schema: None,
         examples: Vec::new(),
         limits: Limits::default(),
+        retry: Default::default(),
         unavailable: None,
     }
 }

@@ -106,7 +106,7 @@ impl Server {
             let Some((way, (work, ask))) = for_person(&works) else {
                 let goes_on = !wait.mode.is_over(&works) && Instant::now() < until && !call.ct.is_cancelled();
                 if in_line.take().is_none() || !goes_on {
-                    return Ok(self.waited(wait, &works, note, call.takes_links()).into());
+                    return Ok(self.waited(wait, &works, note, call.takes_links()).await.into());
                 }
                 match self.begin_task(&call.caller(&self.connection().caller), wait, ends, declined.clone()).await {
                     Ok(task) => return Ok(task.into()),
@@ -129,7 +129,7 @@ impl Server {
     }
 
     /// The answer to a wait that is over, or has run out.
-    pub(super) fn waited(&self, wait: &Wait, works: &[Arc<Work>], note: Option<String>, links: bool) -> Answer {
+    pub(super) async fn waited(&self, wait: &Wait, works: &[Arc<Work>], note: Option<String>, links: bool) -> Answer {
         let mut further = Map::new();
         if !wait.mode.is_over(works) {
             further.insert("note".into(), "still working, call await_work again".into());
@@ -137,8 +137,8 @@ impl Server {
             further.insert("note".into(), note.into());
         }
         match works {
-            [work] if !wait.list => self.report(work, further, links),
-            _ => self.reports(works, further, links),
+            [work] if !wait.list => self.report(work, further, links).await,
+            _ => self.reports(works, further, links).await,
         }
     }
 

@@ -55,6 +55,7 @@ impl Server {
             "station": {"type": "string", "description": "Refuse if another station holds the agent"},
             "priority": {"type": "integer", "description": "Higher is more urgent; default 0"},
             "timeout": {"type": "string", "description": "For everything, waiting included: \"30s\", \"5m\""},
+            "queue_timeout": {"type": "string"}, "silence_timeout": {"type": "string"},
             "run_id": {"type": "string", "description": "Join the run of earlier work"},
             "idempotency_key": {"type": "string", "description": "The same key never assigns twice"},
             "accept": {"type": "object", "description": "Checked before it counts as done: {command: [argv], timeout, schema: of the result, paths: [must exist]}"},
@@ -80,6 +81,8 @@ impl Server {
             station: arguments.optional("station")?.map(|text| text.trim().parse()).transpose()?,
             priority: arguments.integer("priority")?.unwrap_or(0),
             timeout: arguments.span("timeout")?,
+            queue_timeout: arguments.span("queue_timeout")?,
+            silence_timeout: arguments.span("silence_timeout")?,
             run_id: arguments.optional("run_id")?.map(|text| text.trim().parse()).transpose()?,
             idempotency_key: arguments.text("idempotency_key")?,
             trace,
@@ -147,11 +150,11 @@ impl Server {
             [] => self.look_around(&call.caller(&self.connection().caller)).await,
             [id] if !list => {
                 let work = self.dispatcher().check(id).await?;
-                Ok(self.report(&work, Map::new(), call.takes_links()))
+                Ok(self.report(&work, Map::new(), call.takes_links()).await)
             }
             _ => {
                 let works = self.check_all(&ids).await?;
-                Ok(self.reports(&works, Map::new(), call.takes_links()))
+                Ok(self.reports(&works, Map::new(), call.takes_links()).await)
             }
         }
     }
@@ -180,14 +183,15 @@ impl Server {
             further.insert("note".into(), "the stop was asked for and is not confirmed yet".into());
             further.insert("next".into(), "call await_work to see it confirmed".into());
         }
-        Ok(self.report(&work, further, call.takes_links()))
+        Ok(self.report(&work, further, call.takes_links()).await)
     }
 }
 
 impl Server {
     /// An answer with one work.
-    pub(super) fn report(&self, work: &Work, further: Map<String, Value>, links: bool) -> Answer {
+    pub(super) async fn report(&self, work: &Work, further: Map<String, Value>, links: bool) -> Answer {
         let mut reporter = Reporter::single(self.dispatcher());
+        reporter.heed_pauses(self.dispatcher(), [work]).await;
         let mut answer = reporter.work(work);
         answer.extend(further);
         let links = if links { reporter.into_links() } else { Vec::new() };
@@ -195,8 +199,9 @@ impl Server {
     }
 
     /// An answer with several works.
-    pub(super) fn reports(&self, works: &[std::sync::Arc<Work>], further: Map<String, Value>, links: bool) -> Answer {
+    pub(super) async fn reports(&self, works: &[std::sync::Arc<Work>], further: Map<String, Value>, links: bool) -> Answer {
         let mut reporter = Reporter::several(self.dispatcher());
+        reporter.heed_pauses(self.dispatcher(), works.iter().map(|work| &**work)).await;
         let shown: Vec<Value> = works.iter().map(|work| Value::Object(reporter.work(work))).collect();
         let mut answer = further;
         answer.insert("works".into(), shown.into());

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::id::AgentName;
+use super::retry;
 use super::time::Span;
 
 /// What every registry knows of an agent.
@@ -30,6 +31,9 @@ pub struct Manifest {
     /// Its limits.
     #[serde(default)]
     pub limits: Limits,
+    /// What it says of further attempts.
+    #[serde(default, skip_serializing_if = "retry::Rules::is_empty")]
+    pub retry: retry::Rules,
     /// Why it cannot run at the moment, for example a program that is not installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
@@ -37,7 +41,6 @@ pub struct Manifest {
 
 /// The limits of an agent; what is absent is decided by the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// How long a work may take in all, from its assignment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,12 +48,18 @@ pub struct Limits {
     /// How long it may say nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<Span>,
+    /// How long a work may wait for its first attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Span>,
     /// How many of its works may run at once in one process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_parallel: Option<u32>,
     /// How many attempts a work has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
+    /// How many attempts may start in any minute, on all replicas of the station together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<u32>,
 }
 
 /// An agent as its own station knows it.

@@ -95,6 +95,11 @@ pub enum Kind {
     },
     /// The agent reports what its attempt has used so far.
     Used(Usage),
+    /// The work failed, and was given out anew as another one.
+    Redriven {
+        /// The new work.
+        work_id: WorkId,
+    },
     /// An event type of another version: kept and skipped.
     Other(String),
 }
@@ -153,12 +158,15 @@ pub struct Failure {
     /// What the agent's claim was held against, when that is why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
+    /// When another attempt makes sense, as the agent says; of a quota, when it is there again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
 }
 
 impl Failure {
     /// A failure with nothing but a sentence.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false, checks: Vec::new() }
+        Self { kind, message: message.into(), exit_code: None, evidence: None, dead_letter: false, checks: Vec::new(), retry_at: None }
     }
 }
 
@@ -180,6 +188,12 @@ pub enum FailureKind {
     HandedBack,
     /// The agent failed.
     Agent,
+    /// What the agent uses has no quota left: no failure, but a state that passes.
+    Quota,
+    /// The agent can do nothing with what it was given.
+    BadInput,
+    /// The agent tried, and gave up.
+    GaveUp,
     /// The agent could not be started.
     Unstartable,
     /// The result does not fit the agent's output schema.
@@ -196,14 +210,9 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// Whether another attempt may go better.
-    pub const fn worth_retrying(self) -> bool {
-        matches!(self, Self::Transient | Self::Crashed | Self::HandedBack | Self::Refuted)
-    }
-
     /// Whether the attempt counts against `max_attempts`.
     pub const fn burns_attempt(self) -> bool {
-        !matches!(self, Self::HandedBack)
+        !matches!(self, Self::HandedBack | Self::Quota)
     }
 }
 
@@ -239,6 +248,7 @@ impl Kind {
             Self::Retrying { .. } => "WORK_RETRYING",
             Self::Cancelled { .. } => "WORK_CANCELLED",
             Self::Used(_) => "WORK_USAGE",
+            Self::Redriven { .. } => "WORK_REDRIVEN",
             Self::Other(kind) => kind,
         }
     }
@@ -296,6 +306,8 @@ struct Wire {
     cost_usd: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     turns: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redriven_as: Option<WorkId>,
 }
 
 /// Keeps the difference between an absent value and `null`.
@@ -333,6 +345,7 @@ impl Wire {
             tokens: None,
             cost_usd: None,
             turns: None,
+            redriven_as: None,
         };
         match event.kind {
             Kind::Assigned(assignment) => wire.assignment = Some(assignment),
@@ -359,6 +372,7 @@ impl Wire {
             Kind::Used(Usage { tokens, cost_usd, turns }) => {
                 (wire.tokens, wire.cost_usd, wire.turns) = (Some(tokens), Some(cost_usd), Some(turns));
             }
+            Kind::Redriven { work_id } => wire.redriven_as = Some(work_id),
         }
         wire
     }
@@ -399,6 +413,7 @@ impl Wire {
                     Usage { tokens: self.tokens.unwrap_or(0), cost_usd: self.cost_usd.unwrap_or(0.0), turns: self.turns.unwrap_or(0) };
                 Kind::Used(Some(reported).filter(Usage::is_plausible).unwrap_or_default())
             }
+            "WORK_REDRIVEN" => Kind::Redriven { work_id: self.redriven_as.ok_or_else(|| missing("redriven_as"))? },
             _ => Kind::Other(self.kind),
         };
         Ok(Event {

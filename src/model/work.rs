@@ -40,6 +40,12 @@ pub struct Assignment {
     pub assigned_at: Timestamp,
     /// How long it may take in all, from the assignment.
     pub timeout: Span,
+    /// How long it may wait for its first attempt; as long as for everything when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout: Option<Span>,
+    /// How long its agent may say nothing, if the caller decides that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence_timeout: Option<Span>,
     /// Higher is more urgent.
     #[serde(default)]
     pub priority: i32,
@@ -56,12 +62,20 @@ pub struct Assignment {
     /// The budgets that it falls under: those of the runs above it first, its own last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<Allowance>,
+    /// The work that failed, of which this is another try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redrives: Option<WorkId>,
 }
 
 impl Assignment {
     /// The moment at which it is too late.
     pub fn deadline(&self) -> Timestamp {
         self.assigned_at.after(self.timeout.get())
+    }
+
+    /// The moment at which it is too late to begin.
+    pub fn start_by(&self) -> Timestamp {
+        self.queue_timeout.map_or(self.deadline(), |queue| self.assigned_at.after(queue.get()).min(self.deadline()))
     }
 }
 
@@ -116,7 +130,7 @@ impl Status {
         let current = attempt == mark.attempt;
         let running = Mark { attempt: attempt.max(mark.attempt), ..mark };
         match &event.kind {
-            Kind::Assigned(_) | Kind::Used(_) | Kind::Other(_) => self,
+            Kind::Assigned(_) | Kind::Used(_) | Kind::Redriven { .. } | Kind::Other(_) => self,
             Kind::Complete { .. } => Self::Complete,
             Kind::Failed { .. } if newer || current => Self::Failed,
             Kind::Cancelled { .. } if attempt > 0 && (newer || current) => Self::Cancelled,
@@ -294,6 +308,8 @@ pub struct Work {
     pub updated_at: Timestamp,
     /// When it settled.
     pub settled_at: Option<Timestamp>,
+    /// The work that was given out in its stead.
+    pub redriven_as: Option<WorkId>,
     /// How many late events were kept as evidence only.
     pub late_events: u32,
     /// How many events were folded.
@@ -331,6 +347,7 @@ impl Work {
             used: Vec::new(),
             updated_at: event.at,
             settled_at: None,
+            redriven_as: None,
             late_events: 0,
             events: 0,
         }
@@ -356,6 +373,7 @@ impl Work {
             used: vec![(run.attempt, run.usage)],
             updated_at: run.settled_at.unwrap_or(run.assigned_at),
             settled_at: run.settled_at,
+            redriven_as: None,
             late_events: 0,
             events: 0,
         }
@@ -369,7 +387,7 @@ impl Work {
         let holds = self.assignment.as_ref().is_none_or(|order| order.target_station == event.station);
         match (event.side, &event.kind) {
             (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. } | Kind::Used(_))
-            | (Side::Leaf, Kind::Answered { .. }) => false,
+            | (Side::Leaf, Kind::Answered { .. } | Kind::Redriven { .. }) => false,
             (Side::Leaf, Kind::Cancelled { .. }) if event.attempt == 0 => false,
             // A leaf that found no order on the log repeats the one that its hook had.
             (Side::Leaf, Kind::Assigned(order)) => holds && order.target_station == event.station,
@@ -394,18 +412,23 @@ impl Work {
             self.assignment.get_or_insert_with(|| assignment.clone());
         }
         if before.is_settled() {
+            if let Kind::Redriven { work_id } = event.kind {
+                self.redriven_as.get_or_insert(work_id);
+                return;
+            }
             // A leaf that accepts settled work finds out and stops: nothing to keep.
             self.late_events += u32::from(!matches!(event.kind, Kind::Assigned(_) | Kind::Other(_) | Kind::Accepted));
             return;
         }
         self.status = before.after(event);
         if self.status.is_settled() {
+            self.note_end(event);
             self.settle(event);
         } else if !self.take_in(before, event) {
             self.late_events += 1;
             return;
         }
-        if !matches!(event.kind, Kind::Other(_)) {
+        if !matches!(event.kind, Kind::Redriven { .. } | Kind::Other(_)) {
             event.kind.wire_type().clone_into(&mut self.event);
             self.updated_at = self.updated_at.max(event.at);
         }
@@ -504,6 +527,20 @@ impl Work {
         }
     }
 
+    /// A failure that settles the work ends the attempt that said so.
+    fn note_end(&mut self, event: &Event) {
+        let Kind::Failed { failure, .. } = &event.kind else { return };
+        if let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.number == event.attempt && attempt.ended.is_none()) {
+            attempt.ended = Some(failure.clone());
+        }
+    }
+
+    /// The attempt that runs now, as far as anybody knows.
+    pub fn running(&self) -> Option<&Attempt> {
+        let runs = matches!(self.status, Status::Accepted(_) | Status::Escalated { parked: false, .. });
+        self.attempts.last().filter(|attempt| runs && attempt.ended.is_none())
+    }
+
     fn settle(&mut self, event: &Event) {
         self.settled_at = Some(event.at);
         self.retry_at = None;
@@ -530,7 +567,7 @@ impl Work {
             return false;
         }
         match &event.kind {
-            Kind::Assigned(_) | Kind::Other(_) => {}
+            Kind::Assigned(_) | Kind::Redriven { .. } | Kind::Other(_) => {}
             Kind::Accepted if event.attempt > mark.attempt => {
                 (self.progress_pct, self.progress_msg, self.retry_at) = (None, None, None);
             }

@@ -175,7 +175,7 @@ impl Program {
         let begin = stdin::start(order, &start.prompt);
         let ended = match run.finish(begin, &input, answers, log).await {
             Done::Stopped => Ok(Ended::Stopped),
-            Done::Exited { status, heard, evidence } => match verdict(status, evidence) {
+            Done::Exited { status, heard, evidence } => match verdict(status, heard.failure.clone(), evidence) {
                 Some(failure) => Err(failure),
                 None if shared.is_asking() && heard.result.is_none() => Ok(Ended::Parked),
                 None => result::deliver(context, check, *heard).await.map(Ended::Complete),
@@ -279,8 +279,11 @@ impl Run<'_> {
     }
 }
 
-/// The failure that an exit status stands for, if it does.
-fn verdict(status: ExitStatus, evidence: Option<String>) -> Option<Failure> {
+/// The failure that the program's own word, or else its exit status, stands for, if it does.
+fn verdict(status: ExitStatus, said: Option<Failure>, evidence: Option<String>) -> Option<Failure> {
+    if let Some(said) = said {
+        return Some(Failure { exit_code: status.code(), evidence, ..said });
+    }
     let (kind, text) = match (status.code(), status.signal()) {
         (Some(0), _) => return None,
         (Some(TRY_AGAIN), _) => (FailureKind::Transient, "the program asked to be tried again (exit code 75)".to_owned()),

@@ -66,7 +66,8 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let Some(order) = &work.assignment else { return Ok(()) };
     let task: String = order.task.chars().take(TASK_MAX).collect();
     let outcome = work.outcome.as_ref().map(|outcome| serde_json::to_string(&Ended::from(outcome)).unwrap_or_default());
-    let dead = matches!(&work.outcome, Some(Outcome::Failed(failure)) if failure.dead_letter);
+    // What was given out anew is nobody's worry any more.
+    let dead = matches!(&work.outcome, Some(Outcome::Failed(failure)) if failure.dead_letter) && work.redriven_as.is_none();
     let checks = (!work.checks.is_empty()).then(|| serde_json::to_string(&work.checks).unwrap_or_default());
     let usage = work.usage();
     let budget = work.budget().map(|allowance| serde_json::to_string(&allowance.budget).unwrap_or_default());

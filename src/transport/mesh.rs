@@ -24,6 +24,7 @@ use super::{
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::output::{BlobRef, Media};
 use crate::model::time::Timestamp;
+use crate::telemetry::now;
 
 /// How many works' homes are remembered.
 const HOMES_MAX: usize = 16_384;
@@ -123,6 +124,28 @@ impl Mesh {
             Some(id) => self.is_local(id).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Tells the server of a pause once it is back, unless that has ended by then.
+    fn pause_later(&self, station: &StationId, lane: &str, until: Timestamp) {
+        let (far, cancel, station, lane) = (self.far.clone(), self.cancel.clone(), station.clone(), lane.to_owned());
+        let tell = async move {
+            while until > now() {
+                tokio::time::sleep(TROUBLE_PAUSE).await;
+                let Some(far) = far.borrow().clone() else { continue };
+                match far.queue.pause(&station, &lane, until).await {
+                    Err(Error::Unreachable(_) | Error::Unanswered(_)) => {}
+                    Err(error) => return tracing::warn!(%error, lane, "the server could not be told that an agent pauses"),
+                    Ok(()) => return,
+                }
+            }
+        };
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = tell => {}
+            }
+        });
     }
 
     fn saw(&self, far: u64) {
@@ -679,6 +702,21 @@ impl Queue for Mesh {
         self.home(id).await?.queue.remove(station, id, records).await
     }
 
+    async fn pause(&self, station: &StationId, lane: &str, until: Timestamp) -> Result<()> {
+        if *station == self.station {
+            self.local.queue.pause(station, lane, until).await?;
+        }
+        let told = match self.far() {
+            Ok(far) => far.queue.pause(station, lane, until).await,
+            Err(away) => Err(away),
+        };
+        match told {
+            Err(Error::Unreachable(_) | Error::Unanswered(_)) if *station == self.station => self.pause_later(station, lane, until),
+            other => other?,
+        }
+        Ok(())
+    }
+
     async fn load(&self, station: &StationId) -> Result<Vec<LaneLoad>> {
         let here = if *station == self.station { self.local.queue.load(station).await? } else { Vec::new() };
         let mut load = match self.far() {
@@ -694,6 +732,7 @@ impl Queue for Mesh {
                 Some(known) => {
                     known.waiting += lane.waiting;
                     known.held += lane.held;
+                    known.paused_until = known.paused_until.max(lane.paused_until);
                 }
                 None => load.push(lane),
             }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::output::{BlobRef, Media};
 use crate::model::time::Timestamp;
+use crate::model::turn::Turn;
 pub use subject::{Filter, Subject, Wire};
 
 /// The four primitives of one lattice; cheap to clone.
@@ -171,8 +172,8 @@ pub struct Item {
     pub id: WorkId,
     /// Whoever takes names the lanes it serves: the agent, in effect.
     pub lane: String,
-    /// Higher goes first; among equals the older.
-    pub priority: i32,
+    /// Its place among what waits.
+    pub turn: Turn,
     /// From this moment on only `take_expired` gives it.
     pub deadline: Timestamp,
     /// The order.
@@ -221,6 +222,10 @@ pub struct Want {
     pub lanes: Vec<(String, u32)>,
     /// The room that is left in all.
     pub room: u32,
+    /// Lanes of which only so many items may be taken in any minute, by whomever.
+    pub per_minute: Vec<(String, u32)>,
+    /// What has waited this long counts as one priority more urgent.
+    pub ageing: Duration,
     /// How long an item is held unless it is extended.
     pub lease: Duration,
     /// What goes on the log for each item that is taken.
@@ -229,6 +234,13 @@ pub struct Want {
     pub only: Option<Vec<WorkId>>,
     /// Whether to look for items that nobody has told this process of yet, when it knows of none.
     pub look: bool,
+}
+
+impl Want {
+    /// How many items of a lane may be taken in any minute, if that is bounded.
+    pub fn pace(&self, lane: &str) -> Option<u32> {
+        self.per_minute.iter().find(|(name, _)| name == lane).map(|(_, count)| *count)
+    }
 }
 
 /// Makes the record of a taking; after a crash an item may be held without it, never the record stand without a taking.
@@ -260,7 +272,7 @@ impl std::fmt::Debug for Accept {
 pub struct Take {
     /// The most urgent first.
     pub taken: Vec<Taken>,
-    /// When a delayed or held item of these lanes becomes free at the earliest.
+    /// When something of these lanes becomes free at the earliest: a delayed or held item, a paused lane, or the pace of one.
     pub next_at: Option<Timestamp>,
 }
 
@@ -273,6 +285,8 @@ pub struct LaneLoad {
     pub waiting: u32,
     /// Held by a taker.
     pub held: u32,
+    /// Nothing of it is taken before this moment.
+    pub paused_until: Option<Timestamp>,
 }
 
 /// The hooks of all stations.
@@ -285,7 +299,8 @@ pub trait Queue: Send + Sync {
     /// `Full` when `limit` items wait there already; then nothing has happened.
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed>;
 
-    /// Takes the most urgent free items of the wanted lanes, at most as many as there is room for, and appends what `accept` makes of each.
+    /// Takes the free items of the wanted lanes whose turn it is, at most as many as there is room for, and appends what `accept`
+    /// makes of each.
     async fn take(&self, station: &StationId, want: &Want) -> Result<Take>;
 
     /// Takes free items of any station whose deadline has passed, so that somebody can settle them.
@@ -308,7 +323,11 @@ pub trait Queue: Send + Sync {
     /// Appends the records and removes the item unless it is held. False when it is held or gone; the records stand all the same.
     async fn remove(&self, station: &StationId, id: WorkId, records: Vec<Record>) -> Result<bool>;
 
-    /// How full a station's lanes are.
+    /// Nobody takes from a lane before this moment, or the one that was said before if that is later; a moment that has passed
+    /// takes the pause back. Durable when it returns.
+    async fn pause(&self, station: &StationId, lane: &str, until: Timestamp) -> Result<()>;
+
+    /// How full a station's lanes are; paused ones are among them also when they are empty.
     async fn load(&self, station: &StationId) -> Result<Vec<LaneLoad>>;
 
     /// Wakes whoever takes from this station's hook when something may have become free.

@@ -11,6 +11,7 @@ use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, S
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{self, Media};
 use lattice_mcp::model::time::Timestamp;
+use lattice_mcp::model::turn::Turn;
 use lattice_mcp::model::work::Assignment;
 use lattice_mcp::transport::{Item, Transport, local};
 use lattice_mcp::works::record;
@@ -189,6 +190,9 @@ impl Seed {
             input_ref: None,
             assigned_at: now(),
             timeout: lattice_mcp::model::time::Span::secs(3600),
+            queue_timeout: None,
+            silence_timeout: None,
+            redrives: None,
             priority: 0,
             trace_id: "1".repeat(32),
             span_id: "2".repeat(16),
@@ -207,7 +211,13 @@ impl Seed {
             kind,
         };
         let deadline = order.deadline();
-        let item = Item { id: work, lane: "counter".into(), priority: 0, deadline, body: Bytes::from_static(b"{}") };
+        let item = Item {
+            id: work,
+            lane: "counter".into(),
+            turn: Turn::new("here", 0, Timestamp::from_millis(0), std::time::Duration::from_secs(1)),
+            deadline,
+            body: Bytes::from_static(b"{}"),
+        };
         let announce = record(&event(0, Kind::Assigned(Box::new(order))));
         transport.queue.push(&"there".parse().unwrap(), item, 100, Some(announce)).await.unwrap();
         for (attempt, kind) in then {

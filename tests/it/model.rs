@@ -45,12 +45,15 @@ fn assignment() -> Assignment {
         input_ref: None,
         assigned_at: Timestamp::from_millis(1),
         timeout: lattice_mcp::model::time::Span::secs(300),
+        queue_timeout: None,
+        silence_timeout: None,
         priority: 0,
         trace_id: "0".repeat(32),
         span_id: "0".repeat(16),
         owner: None,
         accept: None,
         budgets: vec![],
+        redrives: None,
     }
 }
 

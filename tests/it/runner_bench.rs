@@ -122,6 +122,9 @@ impl Bench {
             input_ref: None,
             assigned_at: Timestamp::from_millis(1_700_000_000_000),
             timeout: lattice_mcp::model::time::Span::secs(300),
+            queue_timeout: None,
+            silence_timeout: None,
+            redrives: None,
             priority: 3,
             trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
             span_id: "b7ad6b7169203331".into(),
@@ -137,6 +140,7 @@ impl Bench {
             output_schema: None,
             examples: vec![],
             limits: Limits::default(),
+            retry: Default::default(),
             unavailable: None,
         };
         let definition = Definition {

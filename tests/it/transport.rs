@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lattice_mcp::model::id::{InstanceId, StationId, WorkId};
 use lattice_mcp::model::time::Timestamp;
+use lattice_mcp::model::turn::Turn;
 use lattice_mcp::transport::{Accept, Entry, Filter, Follow, Item, Position, Record, Subject, Take, Taken, Transport, Want};
 use uuid::Uuid;
 
@@ -41,6 +42,7 @@ pub(crate) async fn within<F: Future>(future: F) -> F::Output {
 }
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const AGEING: Duration = Duration::from_secs(10);
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 pub(crate) fn work() -> WorkId {
@@ -68,7 +70,13 @@ pub(crate) fn audit(noun: &'static str, verb: &'static str) -> Record {
 }
 
 pub(crate) fn item(id: WorkId, lane: &str, priority: i32, now: Timestamp) -> Item {
-    Item { id, lane: lane.into(), priority, deadline: now.after(HOUR), body: Bytes::from(format!("order {id}")) }
+    item_of("one", id, lane, priority, now)
+}
+
+/// An item that this orchestrator pushes.
+pub(crate) fn item_of(origin: &str, id: WorkId, lane: &str, priority: i32, now: Timestamp) -> Item {
+    let turn = Turn::new(origin, priority, now, AGEING);
+    Item { id, lane: lane.into(), turn, deadline: now.after(HOUR), body: Bytes::from(format!("order {id}")) }
 }
 
 pub(crate) fn want(lanes: &[(&str, u32)], room: u32) -> Want {
@@ -76,6 +84,8 @@ pub(crate) fn want(lanes: &[(&str, u32)], room: u32) -> Want {
         holder: holder(),
         lanes: lanes.iter().map(|(lane, room)| ((*lane).to_owned(), *room)).collect(),
         room,
+        per_minute: Vec::new(),
+        ageing: AGEING,
         lease: LEASE,
         accept: Accept::default(),
         only: None,
@@ -148,6 +158,12 @@ macro_rules! contract {
                 }
                 queue {
                     the_most_urgent_goes_first_and_among_equals_the_older
+                    what_has_waited_long_goes_before_what_is_more_urgent
+                    orchestrators_of_equal_urgency_take_turns
+                    a_paused_lane_gives_nothing_to_anybody
+                    a_pause_is_seen_survives_and_is_taken_back
+                    no_minute_has_more_takings_than_the_lane_may
+                    ten_thousand_items_are_taken_in_the_right_order_and_soon
                     a_take_keeps_to_its_lanes_and_their_room
                     a_taken_item_is_whole
                     pushing_again_changes_nothing

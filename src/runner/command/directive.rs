@@ -7,7 +7,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::model::budget::Usage;
-use crate::model::event::Needs;
+use crate::model::event::{Failure, FailureKind, Needs};
+use crate::model::time::{Span, Timestamp};
 
 const MARK: &[u8] = b"::lattice ";
 
@@ -22,6 +23,55 @@ pub(super) struct Directive {
     pub(super) usage: Option<Usage>,
     /// The JSON of its result.
     pub(super) result: Option<String>,
+    /// Why it cannot deliver.
+    pub(super) fail: Option<Fail>,
+}
+
+/// Why a program cannot deliver, in its own words.
+#[derive(Debug, Deserialize, PartialEq)]
+pub(super) struct Fail {
+    /// The kind.
+    #[serde(default)]
+    pub(super) kind: FailKind,
+    /// A sentence for whoever reads the status.
+    #[serde(default)]
+    pub(super) message: Option<String>,
+    /// How long to wait before another attempt; of a quota, until it is there again.
+    #[serde(default)]
+    pub(super) retry_after: Option<Span>,
+    /// The same, as a moment.
+    #[serde(default)]
+    pub(super) retry_at: Option<Timestamp>,
+}
+
+/// The kinds of failure that a program may claim.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FailKind {
+    /// Trying again may help.
+    #[default]
+    Transient,
+    /// What it uses has no quota left.
+    Quota,
+    /// It can do nothing with its input.
+    BadInput,
+    /// It tried, and gave up.
+    GaveUp,
+}
+
+impl Fail {
+    /// The failure that it stands for.
+    pub(super) fn into_failure(self, now: Timestamp) -> Failure {
+        let (kind, text) = match self.kind {
+            FailKind::Transient => (FailureKind::Transient, "the program asked to be tried again"),
+            FailKind::Quota => (FailureKind::Quota, "the program is out of quota"),
+            FailKind::BadInput => (FailureKind::BadInput, "the program can do nothing with its input"),
+            FailKind::GaveUp => (FailureKind::GaveUp, "the program gave up"),
+        };
+        let retry_at = self.retry_at.or(self.retry_after.map(|span| now.after(span.get())));
+        let message = self.message.filter(|message| !message.trim().is_empty()).unwrap_or_else(|| text.to_owned());
+        Failure { retry_at, ..Failure::new(kind, message) }
+    }
 }
 
 /// A question.
@@ -45,6 +95,7 @@ struct Written<'a> {
     usage: Option<Usage>,
     #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
+    fail: Option<Fail>,
 }
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -65,9 +116,10 @@ impl Directive {
             escalate: written.escalate,
             usage: written.usage,
             result: written.result.map(|raw| raw.get().to_owned()),
+            fail: written.fail,
         };
         match directive == Self::default() {
-            true => Err("it has none of progress, message, escalate, usage and result".into()),
+            true => Err("it has none of progress, message, escalate, usage, result and fail".into()),
             false => Ok(directive),
         }
     }
@@ -199,6 +251,13 @@ mod tests {
         assert_eq!(used, Usage { tokens: 12, cost_usd: 0.5, turns: 0 });
         for bad in [r#"{"tokens": -1}"#, r#"{"tokens": 1.5}"#, r#"{"cost_usd": -0.1}"#, r#"{"turns": "one"}"#, r#"{"tokens": 1e15}"#, "5"] {
             assert!(parse(&format!(r#"{{"usage": {bad}}}"#)).is_err(), "{bad} was taken");
+        }
+        let failed = |text: &str| parse(text).unwrap().fail.unwrap().into_failure(Timestamp::from_millis(1000));
+        assert_eq!(failed(r#"{"fail": {}}"#), Failure::new(FailureKind::Transient, "the program asked to be tried again"));
+        let quota = failed(r#"{"fail": {"kind": "quota", "message": "429", "retry_after": "30s"}}"#);
+        assert_eq!((quota.kind, quota.message.as_str(), quota.retry_at), (FailureKind::Quota, "429", Some(Timestamp::from_millis(31_000))));
+        for bad in [r#"{"fail": {"kind": "bored"}}"#, r#"{"fail": {"retry_after": "soon"}}"#, r#"{"fail": "x"}"#] {
+            assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
         for bad in ["", "{", "[]", "{}", r#"{"progress": "50"}"#, r#"{"escalate": {}}"#, r#"{"progress": NaN}"#, "{\"message\": \"\u{0}"] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");

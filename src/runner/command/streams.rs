@@ -15,6 +15,7 @@ use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
 use crate::model::size::Size;
 use crate::runner::Report;
+use crate::telemetry::now;
 
 /// How long a pipe may be silent after its program is gone before we stop listening.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
@@ -30,6 +31,15 @@ pub(super) struct Heard {
     pub(super) spool: Spool,
     /// The JSON of its last `result` directive.
     pub(super) result: Option<String>,
+    /// Its last `fail` directive, unless a result came after it.
+    pub(super) failure: Option<Failure>,
+}
+
+/// How the program says it ends.
+#[derive(Default)]
+struct Said {
+    result: Option<String>,
+    failure: Option<Failure>,
 }
 
 /// The end of a pipe: read to its end, or to what was in it when everybody on the other side was gone.
@@ -86,18 +96,18 @@ pub(super) struct Stdout<'a> {
 impl Stdout<'_> {
     /// Reads to the end, or until the run cannot go on.
     pub(super) async fn read(mut self, source: impl AsyncRead + Unpin) -> Heard {
-        let mut result = None;
-        if let Err(failure) = self.listen(source, &mut result).await {
+        let mut said = Said::default();
+        if let Err(failure) = self.listen(source, &mut said).await {
             self.shared.raise(*failure);
         }
         self.pass_usage().await;
         if let Some(report) = self.throttle.last() {
             self.shared.report(report).await;
         }
-        Heard { spool: self.spool, result }
+        Heard { spool: self.spool, result: said.result, failure: said.failure }
     }
 
-    async fn listen(&mut self, source: impl AsyncRead + Unpin, result: &mut Option<String>) -> Result<(), Box<Failure>> {
+    async fn listen(&mut self, source: impl AsyncRead + Unpin, said: &mut Said) -> Result<(), Box<Failure>> {
         let mut pipe = Pipe::new(source, self.shared);
         let mut splitter = Splitter::new(self.line_max.as_usize());
         let mut chunk = vec![0; CHUNK];
@@ -116,24 +126,24 @@ impl Stdout<'_> {
             }
             let mut rest = &chunk[..read];
             while let Some(piece) = splitter.next(&mut rest) {
-                self.take(piece, result).await?;
+                self.take(piece, said).await?;
             }
             self.pass_usage().await;
             self.pass_progress().await;
         }
         match splitter.end() {
-            Some(piece) => self.take(piece, result).await,
+            Some(piece) => self.take(piece, said).await,
             None => Ok(()),
         }
     }
 
-    async fn take(&mut self, piece: Piece<'_>, result: &mut Option<String>) -> Result<(), Box<Failure>> {
+    async fn take(&mut self, piece: Piece<'_>, said: &mut Said) -> Result<(), Box<Failure>> {
         let line = match piece {
             Piece::Text(text) => return self.keep(&text).await,
             Piece::Marked(line) => line,
         };
         match Directive::parse(&line) {
-            Ok(directive) => self.follow(directive, result).await,
+            Ok(directive) => self.follow(directive, said).await,
             Err(error) => {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).trim_end().to_owned();
                 self.shared.note(format!("a ::lattice line is no directive and stays in the output ({error}): {shown}"));
@@ -143,7 +153,7 @@ impl Stdout<'_> {
         Ok(())
     }
 
-    async fn follow(&mut self, directive: Directive, result: &mut Option<String>) {
+    async fn follow(&mut self, directive: Directive, said: &mut Said) {
         self.used = self.used.plus(directive.usage.unwrap_or_default());
         if let Some((pct, message)) = directive.progress {
             self.throttle.put(Report::Progress { pct, message: message.map(|text| cut(text, MESSAGE_MAX)) });
@@ -158,7 +168,12 @@ impl Stdout<'_> {
             self.shared.report(Report::Escalate { reason, context, needs }).await;
         }
         if directive.result.is_some() {
-            *result = directive.result;
+            *said = Said { result: directive.result, failure: None };
+        }
+        if let Some(fail) = directive.fail {
+            let mut failure = fail.into_failure(now());
+            failure.message = cut(failure.message, MESSAGE_MAX);
+            said.failure = Some(failure);
         }
     }
 

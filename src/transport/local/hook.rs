@@ -3,7 +3,7 @@
 //! An item is ready, delayed until it is due, held until it is due, or parked because its deadline has passed. `attempt` counts its
 //! takings; while `holder` is set, the delivery of that attempt is good, also after the lease has lapsed and until somebody else takes it.
 
-use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,9 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::writer::{Batch, Failure, Step};
 use crate::model::id::{InstanceId, StationId, WorkId};
+use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
+use crate::model::turn::{self, Head};
 use crate::transport::{Delivery, Error, Item, Pushed, Record, Take, Taken, Want};
 
 const READY: i64 = 0;
@@ -77,10 +79,13 @@ pub(super) fn push(batch: &mut Batch<'_>, station: &StationId, item: &Item, limi
     }
     let lane = batch.lane_made(hook, &item.lane)?;
     let mut insert = batch.conn.prepare_cached(
-        "INSERT OR IGNORE INTO item (work, hook, lane, priority, state, deadline, attempt) VALUES (?1, ?2, ?3, ?4, 0, ?5, 0)",
+        "INSERT OR IGNORE INTO item (work, hook, lane, priority, state, deadline, attempt, origin, urgency, since)
+         VALUES (?1, ?2, ?3, ?4, 0, ?5, 0, ?6, ?7, ?8)",
     )?;
-    let deadline = item.deadline.as_millis();
-    if insert.execute(params![item.id.as_bytes(), hook, lane, item.priority, deadline])? == 0 {
+    let (deadline, turn) = (item.deadline.as_millis(), &item.turn);
+    // Whose clock is ahead has not waited less than nothing.
+    let since = turn.since.min(batch.now).as_millis();
+    if insert.execute(params![item.id.as_bytes(), hook, lane, turn.priority, deadline, &*turn.origin, turn.urgency, since])? == 0 {
         return Ok(Pushed::Known);
     }
     let id = batch.conn.last_insert_rowid();
@@ -93,49 +98,174 @@ pub(super) fn push(batch: &mut Batch<'_>, station: &StationId, item: &Item, limi
     Ok(Pushed::New)
 }
 
-struct Candidate {
-    priority: i64,
+/// A wanted lane while a take goes on.
+struct Wanted<'a> {
     id: i64,
+    name: &'a str,
+    left: u32,
+    pace: Option<(u32, Pace)>,
+}
+
+/// The first item of a line.
+struct First {
     lane: usize,
+    origin: String,
+    top: i32,
+    head: Head,
+    id: i64,
 }
 
 pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> Step<Take> {
     let Some(hook) = batch.hook(station)? else {
         return Ok(Take::default());
     };
-    let mut lanes = Vec::with_capacity(want.lanes.len());
-    let mut candidates = Vec::new();
-    for (at, (name, room)) in want.lanes.iter().enumerate() {
+    let (mut lanes, mut next_at) = (Vec::with_capacity(want.lanes.len()), None);
+    for (name, room) in &want.lanes {
         let Some(lane) = batch.lane(hook, name)? else {
             continue;
         };
-        lanes.push(lane);
         if promote(batch, hook, lane)? {
             // Others who serve this lane may have room for what is left.
             batch.raise(hook, station);
         }
-        urgent(batch, lane, at, (*room).min(want.room), want.only.as_deref(), &mut candidates)?;
+        let (wanted, free_at) = wanted(batch, lane, name, (*room).min(want.room), want.pace(name))?;
+        next_at = [next_at, free_at].into_iter().flatten().min();
+        lanes.push(wanted);
     }
-    candidates.sort_unstable_by_key(|candidate| (Reverse(candidate.priority), candidate.id));
-    candidates.dedup_by_key(|candidate| candidate.id);
-    candidates.truncate(usize::try_from(want.room).unwrap_or(usize::MAX));
+    let mut firsts = Vec::new();
+    for (at, lane) in lanes.iter().enumerate().filter(|(_, lane)| lane.left > 0) {
+        match &want.only {
+            Some(only) => named(batch, lane.id, at, only, &mut firsts)?,
+            None => lines(batch, lane.id, at, &mut firsts)?,
+        }
+    }
+    let mut served = if firsts.is_empty() { HashMap::new() } else { served(batch, hook)? };
     let due = batch.now.after(want.lease);
-    let mut taken = Vec::with_capacity(candidates.len());
-    for candidate in candidates {
-        let name = &want.lanes[candidate.lane].0;
-        let item = hold(batch, candidate.id, station, name, want.holder, due)?;
+    let mut taken = Vec::new();
+    while taken.len() < want.room as usize {
+        let claim = |first: &First| turn::claim(first.top, first.head, served.get(&first.origin).copied(), want.ageing);
+        let Some((best, _)) = firsts.iter().enumerate().max_by_key(|(_, first)| claim(first)) else { break };
+        let First { lane: at, origin, id, .. } = firsts.swap_remove(best);
+        let lane = &mut lanes[at];
+        let item = hold(batch, id, station, lane.name, want.holder, due)?;
         if let Some(record) = want.accept.record(&item) {
             batch.append(std::slice::from_ref(&record))?;
         }
         taken.push(item);
-        let lane = batch.lane_made(hook, name)?;
-        count(batch, hook, lane, Some(READY), Some(HELD));
+        count(batch, hook, lane.id, Some(READY), Some(HELD));
+        lane.left -= 1;
+        if let Some((_, pace)) = &mut lane.pace {
+            pace.start(batch.now);
+        }
+        match (lane.left, &want.only) {
+            (0, _) => firsts.retain(|first| first.lane != at),
+            (_, None) => firsts.extend(first_of(batch, lane.id, at, &origin)?),
+            _ => {}
+        }
+        serve(batch, hook, &origin)?;
+        served.insert(origin, batch.now);
     }
-    let mut next_at = None;
-    for lane in lanes {
-        next_at = [next_at, first_due(batch, lane)?].into_iter().flatten().min();
+    for lane in &lanes {
+        if let Some((per_minute, pace)) = &lane.pace {
+            keep_pace(batch, lane.id, pace)?;
+            next_at = next_at.into_iter().chain(pace.next_at(*per_minute, batch.now)).min();
+        }
+        next_at = next_at.into_iter().chain(first_due(batch, lane.id)?.map(Timestamp::from_millis)).min();
     }
-    Ok(Take { taken, next_at: next_at.map(Timestamp::from_millis) })
+    Ok(Take { taken, next_at })
+}
+
+/// What may be taken of a lane, and when its pause ends.
+fn wanted<'a>(
+    batch: &Batch<'_>,
+    id: i64,
+    name: &'a str,
+    room: u32,
+    per_minute: Option<u32>,
+) -> rusqlite::Result<(Wanted<'a>, Option<Timestamp>)> {
+    let paused: Option<i64> = batch.conn.prepare_cached("SELECT paused FROM lane WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
+    let paused = paused.map(Timestamp::from_millis).filter(|until| *until > batch.now);
+    let mut left = if paused.is_some() { 0 } else { room };
+    let pace = match per_minute {
+        Some(per_minute) => {
+            let mut query = batch.conn.prepare_cached("SELECT second, n FROM start WHERE lane = ?1")?;
+            let starts: Vec<(i64, u32)> = query.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+            let pace = Pace::of(starts);
+            left = left.min(pace.left(per_minute, batch.now));
+            Some((per_minute, pace))
+        }
+        None => None,
+    };
+    Ok((Wanted { id, name, left, pace }, paused))
+}
+
+fn keep_pace(batch: &Batch<'_>, lane: i64, pace: &Pace) -> rusqlite::Result<()> {
+    let mut insert = batch.conn.prepare_cached("INSERT OR REPLACE INTO start (lane, second, n) VALUES (?1, ?2, ?3)")?;
+    let mut oldest = i64::MAX;
+    for (second, n) in pace.starts() {
+        oldest = oldest.min(second);
+        insert.execute(params![lane, second, n])?;
+    }
+    batch.conn.prepare_cached("DELETE FROM start WHERE lane = ?1 AND second < ?2")?.execute(params![lane, oldest])?;
+    Ok(())
+}
+
+/// When each orchestrator was served last.
+fn served(batch: &Batch<'_>, hook: i64) -> rusqlite::Result<HashMap<String, Timestamp>> {
+    let mut query = batch.conn.prepare_cached("SELECT origin, at FROM served WHERE hook = ?1")?;
+    query.query_map([hook], |row| Ok((row.get(0)?, Timestamp::from_millis(row.get(1)?))))?.collect()
+}
+
+fn serve(batch: &Batch<'_>, hook: i64, origin: &str) -> rusqlite::Result<()> {
+    let mut update = batch.conn.prepare_cached("INSERT OR REPLACE INTO served (hook, origin, at) VALUES (?1, ?2, ?3)")?;
+    update.execute(params![hook, origin, batch.now.as_millis()])?;
+    Ok(())
+}
+
+/// The first items of all lines of a lane.
+fn lines(batch: &Batch<'_>, lane: i64, at: usize, firsts: &mut Vec<First>) -> rusqlite::Result<()> {
+    let mut query =
+        batch.conn.prepare_cached("SELECT origin FROM item WHERE lane = ?1 AND state = 0 AND origin > ?2 ORDER BY origin LIMIT 1")?;
+    let mut last = String::new();
+    while let Some(origin) = query.query_row(params![lane, last], |row| row.get::<_, String>(0)).optional()? {
+        firsts.extend(first_of(batch, lane, at, &origin)?);
+        last = origin;
+    }
+    Ok(())
+}
+
+/// The first item of a line; parks those that it meets past their deadline, so that nobody meets them again.
+fn first_of(batch: &Batch<'_>, lane: i64, at: usize, origin: &str) -> rusqlite::Result<Option<First>> {
+    let sql =
+        "SELECT id, urgency, since, deadline FROM item WHERE lane = ?1 AND origin = ?2 AND state = 0 ORDER BY urgency DESC, id LIMIT 1";
+    let mut query = batch.conn.prepare_cached(sql)?;
+    loop {
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)?));
+        let Some((id, urgency, since, deadline)) = query.query_row(params![lane, origin], row).optional()? else { return Ok(None) };
+        if deadline <= batch.now.as_millis() {
+            batch.conn.prepare_cached("UPDATE item SET state = ?2 WHERE id = ?1")?.execute([id, PARKED])?;
+            continue;
+        }
+        let mut top = batch.conn.prepare_cached("SELECT max(priority) FROM item WHERE lane = ?1 AND origin = ?2 AND state = 0")?;
+        let top = top.query_row(params![lane, origin], |row| row.get(0))?;
+        let head = Head { urgency, since: Timestamp::from_millis(since), number: u64::try_from(id).unwrap_or(0) };
+        return Ok(Some(First { lane: at, origin: origin.to_owned(), top, head, id }));
+    }
+}
+
+/// Those of a lane that are named.
+fn named(batch: &Batch<'_>, lane: i64, at: usize, only: &[WorkId], firsts: &mut Vec<First>) -> rusqlite::Result<()> {
+    let sql = "SELECT id, origin, priority, urgency, since FROM item WHERE lane = ?1 AND work = ?2 AND state = 0 AND deadline > ?3";
+    let mut query = batch.conn.prepare_cached(sql)?;
+    for work in only {
+        let row = |row: &Row<'_>| {
+            let id: i64 = row.get(0)?;
+            let head = Head { urgency: row.get(3)?, since: Timestamp::from_millis(row.get(4)?), number: u64::try_from(id).unwrap_or(0) };
+            Ok(First { lane: at, origin: row.get(1)?, top: row.get(2)?, head, id })
+        };
+        firsts.extend(query.query_row(params![lane, work.as_bytes(), batch.now.as_millis()], row).optional()?);
+    }
+    Ok(())
 }
 
 fn first_due(batch: &Batch<'_>, lane: i64) -> rusqlite::Result<Option<i64>> {
@@ -158,49 +288,14 @@ fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64) -> rusqlite::Result<bool
     Ok(true)
 }
 
-/// Finds a lane's most urgent ready items; parks those that it meets past their deadline, so that nobody meets them again.
-fn urgent(
-    batch: &Batch<'_>,
-    lane: i64,
-    at: usize,
-    room: u32,
-    only: Option<&[WorkId]>,
-    candidates: &mut Vec<Candidate>,
-) -> rusqlite::Result<()> {
-    if room == 0 {
-        return Ok(());
-    }
-    if let Some(only) = only {
-        let mut query =
-            batch.conn.prepare_cached("SELECT id, priority FROM item WHERE lane = ?1 AND work = ?2 AND state = 0 AND deadline > ?3")?;
-        for work in only {
-            let named = params![lane, work.as_bytes(), batch.now.as_millis()];
-            let found = query.query_row(named, |row| Ok(Candidate { id: row.get(0)?, priority: row.get(1)?, lane: at })).optional()?;
-            candidates.extend(found);
-        }
-        return Ok(());
-    }
-    let mut query =
-        batch.conn.prepare_cached("SELECT id, priority, deadline FROM item WHERE lane = ?1 AND state = 0 ORDER BY priority DESC, id")?;
-    let mut rows = query.query([lane])?;
-    let mut expired = Vec::new();
-    let mut found = 0;
-    while found < room
-        && let Some(row) = rows.next()?
-    {
-        let id = row.get(0)?;
-        if row.get::<_, i64>(2)? <= batch.now.as_millis() {
-            expired.push(id);
-        } else {
-            candidates.push(Candidate { priority: row.get(1)?, id, lane: at });
-            found += 1;
-        }
-    }
-    drop(rows);
-    for id in expired {
-        let id: i64 = id;
-        batch.conn.prepare_cached("UPDATE item SET state = ?2 WHERE id = ?1")?.execute([id, PARKED])?;
-    }
+pub(super) fn pause(batch: &mut Batch<'_>, station: &StationId, name: &str, until: Timestamp) -> Step<()> {
+    let hook = batch.hook_made(station)?;
+    let lane = batch.lane_made(hook, name)?;
+    let until = Some(until).filter(|until| *until > batch.now).map(Timestamp::as_millis);
+    // The later of both, unless it is taken back.
+    let sql = "UPDATE lane SET paused = CASE WHEN ?2 IS NULL THEN NULL ELSE max(?2, coalesce(paused, 0)) END WHERE id = ?1";
+    batch.conn.prepare_cached(sql)?.execute(params![lane, until])?;
+    batch.raise(hook, station);
     Ok(())
 }
 

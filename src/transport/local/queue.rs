@@ -55,10 +55,16 @@ impl Queue for LocalQueue {
         self.0.write(move |batch| hook::remove(batch, &station, id, &records)).await
     }
 
+    async fn pause(&self, station: &StationId, lane: &str, until: Timestamp) -> Result<()> {
+        let (station, lane) = (station.clone(), lane.to_owned());
+        self.0.write(move |batch| hook::pause(batch, &station, &lane, until)).await
+    }
+
     async fn load(&self, station: &StationId) -> Result<Vec<LaneLoad>> {
         // What is held beyond its lease waits in fact, though nobody has come by to say so.
-        const SQL: &str = "SELECT name, waiting, held, (SELECT count(*) FROM item WHERE lane = lane.id AND due <= ?2 AND state = 2)
-            FROM lane WHERE hook = (SELECT id FROM hook WHERE station = ?1) AND waiting + held > 0 ORDER BY name";
+        const SQL: &str = "SELECT name, waiting, held, (SELECT count(*) FROM item WHERE lane = lane.id AND due <= ?2 AND state = 2),
+            CASE WHEN paused > ?2 THEN paused END
+            FROM lane WHERE hook = (SELECT id FROM hook WHERE station = ?1) AND (waiting + held > 0 OR paused > ?2) ORDER BY name";
         let station = station.clone();
         let now = self.0.now().as_millis();
         self.0
@@ -66,7 +72,12 @@ impl Queue for LocalQueue {
                 let mut query = conn.prepare_cached(SQL)?;
                 let rows = query.query_map(params![station.as_str(), now], |row| {
                     let (waiting, held, lapsed): (u32, u32, u32) = (row.get(1)?, row.get(2)?, row.get(3)?);
-                    Ok(LaneLoad { lane: row.get(0)?, waiting: waiting.saturating_add(lapsed), held: held.saturating_sub(lapsed) })
+                    Ok(LaneLoad {
+                        lane: row.get(0)?,
+                        waiting: waiting.saturating_add(lapsed),
+                        held: held.saturating_sub(lapsed),
+                        paused_until: row.get::<_, Option<i64>>(4)?.map(Timestamp::from_millis),
+                    })
                 })?;
                 rows.collect()
             })

@@ -18,7 +18,8 @@ const PREPARED_MAX: usize = 96;
 const CHECKPOINT_PAGES: u32 = 4000;
 
 /// Each step brings a store from its index to the next version; released steps never change.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
     CREATE TABLE log (
@@ -59,7 +60,20 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE number (
         bucket TEXT NOT NULL, key TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (bucket, key)
     ) WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE item ADD COLUMN origin TEXT NOT NULL DEFAULT '-';
+    ALTER TABLE item ADD COLUMN urgency INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE item ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
+    UPDATE item SET urgency = priority;
+    DROP INDEX item_ready;
+    CREATE INDEX item_line ON item (lane, origin, urgency DESC, id) WHERE state = 0;
+    CREATE INDEX item_top ON item (lane, origin, priority) WHERE state = 0;
+    ALTER TABLE lane ADD COLUMN paused INTEGER;
+    CREATE TABLE served (hook INTEGER NOT NULL, origin TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (hook, origin)) WITHOUT ROWID;
+    CREATE TABLE start (lane INTEGER NOT NULL, second INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (lane, second)) WITHOUT ROWID;
+",
+];
 
 /// The file of a store, and what its errors mean.
 #[derive(Debug, Clone)]

@@ -3,29 +3,46 @@
 //! Pure: whoever proposes an operation decides with its own clock, and has seen every earlier one, since the server takes an operation
 //! only right after the last one that its proposer knew. So every process folds the same state.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::{InstanceId, StationId, WorkId};
+use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
+use crate::model::turn::{Lines, Turn};
 use crate::transport::{Delivery, LaneLoad, Want};
 
-/// The version of the operations' form.
-const VERSION: u32 = 1;
+/// The version of the operations' form, and the one of those that know of no pause.
+const VERSION: u32 = 2;
+const VERSION_WITHOUT_PAUSE: u32 = 1;
 /// How many bytes of bodies are kept at hand, in all and of one item.
 const BODIES_MAX: usize = 16 << 20;
 const BODY_MAX: usize = 64 << 10;
+/// How many names of lanes and orchestrators are kept at hand.
+const NAMES_MAX: usize = 4096;
+/// For how long it is remembered when an orchestrator was served.
+const SERVED_KEPT: Duration = Duration::from_secs(3600);
 
 /// What is agreed upon of an item, which is named by the sequence of its message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Op {
     /// Held by somebody until a moment: a new attempt.
     #[serde(rename = "t")]
-    Take { seq: u64, holder: InstanceId, until: Timestamp },
+    Take {
+        seq: u64,
+        holder: InstanceId,
+        until: Timestamp,
+        /// When, if it is somebody's turn that is used up.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Timestamp>,
+        /// It counts for the pace of its lane.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        paced: bool,
+    },
     /// Held on to.
     #[serde(rename = "x")]
     Extend { seq: u64, until: Timestamp, deadline: Option<Timestamp> },
@@ -38,6 +55,9 @@ pub(super) enum Op {
     /// Gone.
     #[serde(rename = "d")]
     Drop { seq: u64 },
+    /// Nobody takes from a lane before a moment; without one, everybody may.
+    #[serde(rename = "p")]
+    Pause { lane: String, until: Option<Timestamp> },
 }
 
 /// A message about a hook's items.
@@ -62,6 +82,15 @@ struct Snapshot {
     /// Items up to here that are not listed are gone.
     upto: u64,
     items: Vec<(u64, u32, State, Timestamp)>,
+    /// Until when lanes are paused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    paused: Vec<(String, Timestamp)>,
+    /// When orchestrators were served last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    served: Vec<(Arc<str>, Timestamp)>,
+    /// The starts of the last minute, by lane and second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    paces: Vec<(String, Vec<(i64, u32)>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -76,9 +105,9 @@ enum State {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Label {
     pub(super) id: WorkId,
-    pub(super) priority: i32,
+    pub(super) turn: Turn,
     pub(super) deadline: Timestamp,
-    pub(super) lane: String,
+    pub(super) lane: Arc<str>,
 }
 
 impl Label {
@@ -86,12 +115,26 @@ impl Label {
     pub(super) fn to_header(&self) -> String {
         let plain = |b: u8| b.is_ascii_graphic() && b != b'%';
         let lane: String = self.lane.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect();
-        format!("{} {} {} {lane}", self.id, self.priority, self.deadline.as_millis())
+        format!("{} {} {} {lane}", self.id, self.turn.priority, self.deadline.as_millis())
     }
 
-    pub(super) fn from_header(text: &str) -> Option<Self> {
+    /// Its place among what waits, as the text of one more header.
+    pub(super) fn turn_header(&self) -> String {
+        let Turn { origin, since, urgency, .. } = &self.turn;
+        format!("{urgency} {} {origin}", since.as_millis())
+    }
+
+    /// From both texts; what has no place is of an older program, and goes before those that have one.
+    pub(super) fn from_headers(text: &str, turn: Option<&str>) -> Option<Self> {
         let mut parts = text.splitn(4, ' ');
         let (id, priority, deadline) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let place = |text: &str| {
+            let mut parts = text.splitn(3, ' ');
+            let (urgency, since) = (parts.next()?.parse().ok()?, Timestamp::from_millis(parts.next()?.parse().ok()?));
+            Some(Turn { origin: parts.next()?.into(), priority, since, urgency })
+        };
+        let old = || Turn { origin: "-".into(), priority, since: Timestamp::from_millis(0), urgency: i64::from(priority) };
+        let turn = turn.and_then(place).unwrap_or_else(old);
         let mut lane = Vec::new();
         let mut rest = parts.next()?.bytes();
         while let Some(b) = rest.next() {
@@ -102,12 +145,12 @@ impl Label {
                 b
             });
         }
-        Some(Self { id, priority, deadline: Timestamp::from_millis(deadline), lane: String::from_utf8(lane).ok()? })
+        Some(Self { id, turn, deadline: Timestamp::from_millis(deadline), lane: String::from_utf8(lane).ok()?.into() })
     }
 }
 
 #[derive(Debug, Clone)]
-struct Slot {
+pub(super) struct Slot {
     label: Label,
     attempt: u32,
     state: State,
@@ -124,8 +167,20 @@ pub(super) struct Grant {
     pub(super) body: Option<Bytes>,
 }
 
-/// How an item was before an operation.
-pub(super) struct Undo(u64, Option<Slot>);
+/// How it was before an operation.
+pub(super) enum Undo {
+    /// An item, and what its taking has used up.
+    Slot(u64, Option<Slot>, Option<Used>),
+    /// A lane's pause.
+    Pause(Arc<str>, Option<Timestamp>),
+}
+
+/// The turn, and the place in the pace of a lane, that a taking has used up.
+pub(super) struct Used {
+    origin: Arc<str>,
+    served: Option<Timestamp>,
+    start: Option<(Arc<str>, Timestamp)>,
+}
 
 /// A hook as it is now.
 pub(super) struct Hook {
@@ -134,7 +189,15 @@ pub(super) struct Hook {
     serves: bool,
     slots: BTreeMap<u64, Slot>,
     by_id: HashMap<WorkId, u64>,
-    ready: HashMap<String, BTreeSet<(Reverse<i32>, u64)>>,
+    ready: HashMap<Arc<str>, Lines>,
+    /// Until when lanes are paused.
+    paused: HashMap<Arc<str>, Timestamp>,
+    /// When orchestrators were served last.
+    served: HashMap<Arc<str>, Timestamp>,
+    /// The starts of the last minute, by lane.
+    paces: HashMap<Arc<str>, Pace>,
+    /// The names of lanes and orchestrators, each once.
+    names: HashSet<Arc<str>>,
     timers: BTreeSet<(Timestamp, u64)>,
     deadlines: BTreeSet<(Timestamp, u64)>,
     held: usize,
@@ -158,6 +221,10 @@ impl Hook {
             slots: BTreeMap::new(),
             by_id: HashMap::new(),
             ready: HashMap::new(),
+            paused: HashMap::new(),
+            served: HashMap::new(),
+            paces: HashMap::new(),
+            names: HashSet::new(),
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             held: 0,
@@ -199,20 +266,36 @@ impl Hook {
 
     /// Whether a wanted lane has something that is free.
     pub(super) fn has_ready(&self, want: &Want) -> bool {
-        want.lanes.iter().any(|(lane, room)| *room > 0 && self.ready.contains_key(lane))
+        want.lanes.iter().any(|(lane, room)| *room > 0 && self.ready.contains_key(lane.as_str()))
     }
 
     /// Puts an item that was pushed, with its body if that is at hand. False when its work has another item already, or it is gone.
-    pub(super) fn put_stored(&mut self, seq: u64, label: Label, body: Option<Bytes>) -> bool {
+    pub(super) fn put_stored(&mut self, seq: u64, mut label: Label, body: Option<Bytes>, now: Timestamp) -> bool {
         if self.slots.contains_key(&seq) {
             return true;
         }
         if seq <= self.upto || self.by_id.contains_key(&label.id) {
             return false;
         }
+        // Whose clock is ahead has not waited less than nothing.
+        label.turn.since = label.turn.since.min(now);
+        (label.lane, label.turn.origin) = (self.name(&label.lane), self.name(&label.turn.origin));
         let body = body.filter(|body| self.serves && body.len() <= BODY_MAX && self.bodies + body.len() <= BODIES_MAX);
         self.set(seq, Some(Slot { label, attempt: 0, state: State::Free(None), body }));
         true
+    }
+
+    /// A name, kept once.
+    fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        if self.names.len() >= NAMES_MAX {
+            self.names.clear();
+        }
+        let name: Arc<str> = name.into();
+        self.names.insert(Arc::clone(&name));
+        name
     }
 
     /// Replaces a slot, keeping every index right; gives what was there.
@@ -230,12 +313,7 @@ impl Hook {
                     self.timers.remove(&(until, seq));
                 }
             }
-            if let Some(lane) = self.ready.get_mut(&slot.label.lane) {
-                lane.remove(&(Reverse(slot.label.priority), seq));
-                if lane.is_empty() {
-                    self.ready.remove(&slot.label.lane);
-                }
-            }
+            self.make_unready(&slot.label, seq);
         }
         if let Some(slot) = slot {
             self.by_id.insert(slot.label.id, seq);
@@ -255,7 +333,16 @@ impl Hook {
     }
 
     fn make_ready(&mut self, label: &Label, seq: u64) {
-        self.ready.entry(label.lane.clone()).or_default().insert((Reverse(label.priority), seq));
+        self.ready.entry(label.lane.clone()).or_default().insert(&label.turn, seq);
+    }
+
+    fn make_unready(&mut self, label: &Label, seq: u64) {
+        if let Some(lines) = self.ready.get_mut(&label.lane) {
+            lines.remove(&label.turn, seq);
+            if lines.is_empty() {
+                self.ready.remove(&label.lane);
+            }
+        }
     }
 
     /// Lets nobody take over, until this moment, what somebody held.
@@ -289,12 +376,17 @@ impl Hook {
         self.timers.first().map(|(due, _)| *due)
     }
 
-    /// Carries out an operation; gives how the item was before, unless it is gone.
+    /// Carries out an operation; gives how it was before, unless the item is gone.
     pub(super) fn apply(&mut self, op: &Op) -> Option<Undo> {
         let seq = match op {
             Op::Take { seq, .. } | Op::Extend { seq, .. } | Op::Release { seq, .. } | Op::Move { seq, .. } | Op::Drop { seq } => *seq,
+            Op::Pause { lane, until } => return Some(self.set_pause(lane, *until)),
         };
         let mut slot = self.slots.get(&seq)?.clone();
+        let used = match op {
+            Op::Take { at: Some(at), paced, .. } => Some(self.use_turn(&slot.label, *at, *paced)),
+            _ => None,
+        };
         let after = match op {
             Op::Take { holder, until, .. } => {
                 slot.attempt += 1;
@@ -317,16 +409,59 @@ impl Hook {
                 slot.label.deadline = *deadline;
                 Some(slot)
             }
-            Op::Drop { .. } => None,
+            Op::Drop { .. } | Op::Pause { .. } => None,
         };
         let before = self.set(seq, after);
-        Some(Undo(seq, before))
+        Some(Undo::Slot(seq, before, used))
+    }
+
+    fn set_pause(&mut self, lane: &str, until: Option<Timestamp>) -> Undo {
+        let lane = self.name(lane);
+        let before = match until {
+            Some(until) => self.paused.insert(lane.clone(), until),
+            None => self.paused.remove(&lane),
+        };
+        Undo::Pause(lane, before)
+    }
+
+    fn use_turn(&mut self, label: &Label, at: Timestamp, paced: bool) -> Used {
+        if self.served.len() >= NAMES_MAX {
+            self.served.clear();
+        }
+        let served = self.served.insert(label.turn.origin.clone(), at);
+        if paced {
+            self.paces.entry(label.lane.clone()).or_default().start(at);
+        }
+        Used { origin: label.turn.origin.clone(), served, start: paced.then(|| (label.lane.clone(), at)) }
+    }
+
+    fn give_back(&mut self, used: Used) {
+        match used.served {
+            Some(at) => _ = self.served.insert(used.origin, at),
+            None => _ = self.served.remove(&used.origin),
+        }
+        if let Some((lane, at)) = used.start
+            && let Some(pace) = self.paces.get_mut(&lane)
+        {
+            pace.take_back(at);
+        }
+    }
+
+    /// Until when a lane is paused.
+    pub(super) fn paused_until(&self, lane: &str, now: Timestamp) -> Option<Timestamp> {
+        self.paused.get(lane).copied().filter(|until| *until > now)
     }
 
     /// Takes operations back, the last one first.
     pub(super) fn undo(&mut self, undo: Vec<Undo>) {
-        for Undo(seq, slot) in undo.into_iter().rev() {
-            self.set(seq, slot);
+        for undo in undo.into_iter().rev() {
+            match undo {
+                Undo::Slot(seq, slot, used) => {
+                    self.set(seq, slot);
+                    used.into_iter().for_each(|used| self.give_back(used));
+                }
+                Undo::Pause(lane, before) => _ = self.set_pause(&lane, before),
+            }
         }
     }
 
@@ -370,59 +505,76 @@ impl Hook {
                 self.set(seq, Some(slot));
             }
         }
+        self.paused = all.paused.into_iter().map(|(lane, until)| (self.name(&lane), until)).collect();
+        self.served = all.served.into_iter().map(|(origin, at)| (self.name(&origin), at)).collect();
+        self.paces = all.paces.into_iter().map(|(lane, starts)| (self.name(&lane), Pace::of(starts))).collect();
     }
 
     /// Everything that lives, as a message. Items up to `upto` have all been seen.
-    pub(super) fn snapshot(&self, upto: u64) -> Vec<u8> {
+    pub(super) fn snapshot(&self, upto: u64, now: Timestamp) -> Vec<u8> {
         let items = self.slots.iter().map(|(seq, slot)| (*seq, slot.attempt, slot.state, slot.label.deadline)).collect();
-        let message = Message { v: VERSION, ops: Vec::new(), all: Some(Snapshot { upto, items }) };
+        let paused: Vec<_> =
+            self.paused.iter().filter(|(_, until)| **until > now).map(|(lane, until)| (lane.to_string(), *until)).collect();
+        // Who waits for nothing has no turn to remember for long.
+        let served = self.served.iter().filter(|(_, at)| now.since(**at) < SERVED_KEPT).map(|(origin, at)| (origin.clone(), *at)).collect();
+        let paces = self.paces.iter().map(|(lane, pace)| (lane.to_string(), pace.starts().collect())).collect();
+        let v = if paused.is_empty() { VERSION_WITHOUT_PAUSE } else { VERSION };
+        let message = Message { v, ops: Vec::new(), all: Some(Snapshot { upto, items, paused, served, paces }) };
         serde_json::to_vec(&message).unwrap_or_default()
     }
 
     /// Operations as a message.
     pub(super) fn message(ops: Vec<Op>) -> Vec<u8> {
-        serde_json::to_vec(&Message { v: VERSION, ops, all: None }).unwrap_or_default()
+        let v = if ops.iter().any(|op| matches!(op, Op::Pause { .. })) { VERSION } else { VERSION_WITHOUT_PAUSE };
+        serde_json::to_vec(&Message { v, ops, all: None }).unwrap_or_default()
     }
 
-    /// The most urgent free items of the wanted lanes, in order.
-    pub(super) fn urgent(&mut self, want: &Want, now: Timestamp) -> Vec<u64> {
+    /// What may be taken of each wanted lane now.
+    pub(super) fn room(&self, want: &Want, now: Timestamp) -> Vec<u32> {
+        let room = |(lane, room): &(String, u32)| match (self.paused_until(lane, now), want.pace(lane), self.paces.get(lane.as_str())) {
+            (Some(_), ..) => 0,
+            (None, Some(per_minute), Some(pace)) => (*room).min(pace.left(per_minute, now)),
+            (None, Some(per_minute), None) => (*room).min(per_minute),
+            (None, None, _) => *room,
+        };
+        want.lanes.iter().map(room).collect()
+    }
+
+    /// The free item whose turn it is, and its lane's place among those that are wanted.
+    pub(super) fn next(&mut self, want: &Want, room: &[u32], now: Timestamp) -> Option<(usize, u64)> {
         self.promote(now);
-        let mut candidates: Vec<(Reverse<i32>, u64)> = Vec::new();
-        for (lane, room) in &want.lanes {
-            let room = (*room).min(want.room) as usize;
-            let Some(ready) = self.ready.get(lane) else { continue };
-            let (mut found, mut expired) = (Vec::new(), Vec::new());
-            for entry in ready {
-                if found.len() >= room {
-                    break;
-                }
-                let Some(slot) = self.slots.get(&entry.1) else { continue };
-                if self.is_held(slot, now) {
-                    continue;
-                }
-                if slot.label.deadline <= now {
-                    expired.push(*entry);
-                } else if want.only.as_ref().is_none_or(|only| only.contains(&slot.label.id)) {
-                    found.push(*entry);
-                }
+        loop {
+            let served = |origin: &str| self.served.get(origin).copied();
+            let fits = |seq: u64| {
+                self.slots
+                    .get(&seq)
+                    .is_some_and(|slot| !self.is_held(slot, now) && want.only.as_ref().is_none_or(|only| only.contains(&slot.label.id)))
+            };
+            let lanes = want.lanes.iter().zip(room).enumerate().filter(|(_, (_, room))| **room > 0);
+            let best = lanes.filter_map(|(at, ((lane, _), _))| {
+                let (claim, seq) = self.ready.get(lane.as_str())?.best(want.ageing, served, fits)?;
+                Some((claim, at, seq))
+            });
+            let (_, at, seq) = best.max_by_key(|(claim, ..)| *claim)?;
+            let label = self.slots.get(&seq).map(|slot| slot.label.clone())?;
+            if label.deadline > now {
+                return Some((at, seq));
             }
-            candidates.extend(found);
-            // Nobody has to meet them again: `take_expired` finds them by their deadline.
-            if let Some(ready) = self.ready.get_mut(lane) {
-                expired.iter().for_each(|entry| _ = ready.remove(entry));
-            }
+            // Nobody has to meet it again: `take_expired` finds it by its deadline.
+            self.make_unready(&label, seq);
         }
-        candidates.sort_unstable();
-        candidates.dedup();
-        candidates.truncate(want.room as usize);
-        candidates.into_iter().map(|(_, seq)| seq).collect()
     }
 
-    /// When a delayed or held item of these lanes becomes free at the earliest.
-    pub(super) fn next_free(&self, lanes: &[(String, u32)], now: Timestamp) -> Option<Timestamp> {
-        let wanted = |seq: &u64| self.slots.get(seq).is_some_and(|slot| lanes.iter().any(|(lane, _)| *lane == slot.label.lane));
-        let next = self.timers.iter().find(|(_, seq)| wanted(seq)).map(|(due, _)| *due);
-        next.into_iter().chain((self.held > 0 && self.spared > now).then_some(self.spared)).min()
+    /// When something of these lanes becomes free at the earliest.
+    pub(super) fn next_free(&self, want: &Want, now: Timestamp) -> Option<Timestamp> {
+        let wanted = |seq: &u64| self.slots.get(seq).is_some_and(|slot| want.lanes.iter().any(|(lane, _)| **lane == *slot.label.lane));
+        let timer = self.timers.iter().find(|(_, seq)| wanted(seq)).map(|(due, _)| *due);
+        let spared = (self.held > 0 && self.spared > now).then_some(self.spared);
+        let lanes = want.lanes.iter().filter(|(lane, _)| self.ready.contains_key(lane.as_str())).filter_map(|(lane, _)| {
+            let pace = want.pace(lane).zip(self.paces.get(lane.as_str()));
+            self.paused_until(lane, now).or_else(|| pace.and_then(|(per_minute, pace)| pace.next_at(per_minute, now)))
+        });
+        timer.into_iter().chain(spared).chain(lanes).min()
     }
 
     /// Free items whose deadline has passed.
@@ -435,7 +587,7 @@ impl Hook {
     pub(super) fn grant(&self, seq: u64) -> Option<Grant> {
         let slot = self.slots.get(&seq)?;
         let delivery = Delivery { station: self.station.clone(), id: slot.label.id, attempt: slot.attempt };
-        Some(Grant { seq, delivery, lane: slot.label.lane.clone(), deadline: slot.label.deadline, body: slot.body.clone() })
+        Some(Grant { seq, delivery, lane: slot.label.lane.to_string(), deadline: slot.label.deadline, body: slot.body.clone() })
     }
 
     /// The item of a delivery, unless the delivery is void.
@@ -458,7 +610,16 @@ impl Hook {
             let (waiting, held) = lanes.entry(&slot.label.lane).or_default();
             *(if self.is_held(slot, now) { held } else { waiting }) += 1;
         }
-        lanes.into_iter().map(|(lane, (waiting, held))| LaneLoad { lane: lane.to_owned(), waiting, held }).collect()
+        for lane in self.paused.keys().filter(|lane| self.paused_until(lane, now).is_some()) {
+            lanes.entry(lane).or_default();
+        }
+        let load = |(lane, (waiting, held)): (&str, (u32, u32))| LaneLoad {
+            lane: lane.to_owned(),
+            waiting,
+            held,
+            paused_until: self.paused_until(lane, now),
+        };
+        lanes.into_iter().map(load).collect()
     }
 }
 
@@ -475,10 +636,75 @@ mod tests {
     fn labels_survive_any_lane() {
         for lane in ["a", "a b~%\u{e9}\n", "", "100%"] {
             let id = WorkId::new(uuid::Uuid::now_v7());
-            let label = Label { id, priority: -7, deadline: Timestamp::from_millis(9), lane: lane.to_owned() };
+            let turn = Turn::new("south", -7, Timestamp::from_millis(5), Duration::from_secs(1));
+            let label = Label { id, turn, deadline: Timestamp::from_millis(9), lane: lane.into() };
             let text = label.to_header();
             assert!(text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()), "{text:?}");
-            assert_eq!(Label::from_header(&text), Some(label));
+            assert_eq!(Label::from_headers(&text, Some(&label.turn_header())), Some(label));
+            // Of an older program.
+            assert_eq!(Label::from_headers(&text, None).unwrap().turn.urgency, -7);
         }
+    }
+
+    fn resident_kib() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    fn filled(count: u64, body: usize) -> Hook {
+        let mut hook = Hook::new("north".parse().unwrap(), true);
+        for seq in 1..=count {
+            let priority = i32::try_from(seq.wrapping_mul(2_654_435_761) % 2001).unwrap() - 1000;
+            let origin = format!("station-{}", seq % 10);
+            let turn = Turn::new(origin, priority, Timestamp::from_millis(1000), Duration::from_secs(10));
+            let (id, lane) = (WorkId::new(uuid::Uuid::now_v7()), format!("agent-{}~0123abcd", seq % 5).into());
+            let label = Label { id, turn, deadline: Timestamp::from_millis(1_000_000 + i64::try_from(seq).unwrap()), lane };
+            assert!(hook.put_stored(seq, label, Some(Bytes::from(vec![b'x'; body])), Timestamp::from_millis(1000)));
+        }
+        hook
+    }
+
+    #[test]
+    fn ten_thousand_items_take_under_2_kb_each_and_choosing_one_does_not_grow_with_them() {
+        const MANY: u64 = 10_000;
+        // About what an order with a short task has.
+        const BODY: usize = 600;
+        let now = Timestamp::from_millis(2000);
+        let want = Want {
+            holder: InstanceId::new(uuid::Uuid::nil()),
+            lanes: (0..5).map(|n| (format!("agent-{n}~0123abcd"), 1)).collect(),
+            room: 1,
+            per_minute: Vec::new(),
+            ageing: Duration::from_secs(10),
+            lease: Duration::from_secs(5),
+            accept: crate::transport::Accept::default(),
+            only: None,
+            look: true,
+        };
+        let best_of = |count: u64| {
+            let mut hook = filled(count, BODY);
+            let room = hook.room(&want, now);
+            let took = (0..200).map(|_| {
+                let start = std::time::Instant::now();
+                let (_, seq) = hook.next(&want, &room, now).unwrap();
+                let took = start.elapsed();
+                hook.apply(&Op::Take { seq, holder: want.holder, until: now.after(want.lease), at: Some(now), paced: false });
+                took
+            });
+            let mut took: Vec<Duration> = took.collect();
+            took.sort_unstable();
+            (took[100], hook)
+        };
+        let before = resident_kib();
+        let (large, hook) = best_of(MANY);
+        let each = (resident_kib().saturating_sub(before)) * 1024 / MANY;
+        let (small, _) = best_of(100 * 5);
+        eprintln!(
+            "of {MANY} items of {BODY} bytes each: {each} bytes of memory per item; choosing the next takes {large:?}, of 500 {small:?}"
+        );
+        assert_eq!(hook.len() as u64, MANY);
+        assert!(each < 2048, "{each} bytes per item");
+        assert!(large < small * 5 + Duration::from_micros(50), "{large:?} against {small:?}");
     }
 }

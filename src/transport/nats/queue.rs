@@ -27,6 +27,8 @@ use crate::transport::{Delivery, Error, Item, LaneLoad, Log, Pushed, Queue, Reco
 
 /// The header that says what an item is.
 const ITEM: &str = "Lattice-Item";
+/// The header that says where an item stands among what waits.
+const TURN: &str = "Lattice-Turn";
 /// How many wants go into one message.
 const BATCH_MAX: usize = 512;
 const WAITING_MAX: usize = 4096;
@@ -83,6 +85,7 @@ enum Ask {
     Release(Delivery, Timestamp, Option<Timestamp>, Reply<bool>),
     Wake(WorkId, Option<Timestamp>, Reply<bool>),
     Remove(WorkId, Reply<bool>),
+    Pause(String, Timestamp, Reply<()>),
     Load(Reply<Vec<LaneLoad>>),
 }
 
@@ -249,13 +252,14 @@ impl NatsQueue {
 #[async_trait]
 impl Queue for NatsQueue {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
-        let label = Label { id: item.id, priority: item.priority, deadline: item.deadline, lane: item.lane.clone() };
+        let label = Label { id: item.id, turn: item.turn.clone(), deadline: item.deadline, lane: item.lane.as_str().into() };
         let Some(Ready(stream, item)) = self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? else {
             return Ok(Pushed::Known);
         };
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", item.id.to_string().as_str());
         headers.insert(ITEM, label.to_header().as_str());
+        headers.insert(TURN, label.turn_header().as_str());
         carry_trace(&mut headers, &item.body);
         let subject = self.0.link.wire.assign(station);
         let published = match self.0.blobs.pack(&mut headers, item.body.clone()).await {
@@ -344,6 +348,10 @@ impl Queue for NatsQueue {
         self.ask(station, |reply| Ask::Remove(id, reply)).await
     }
 
+    async fn pause(&self, station: &StationId, lane: &str, until: Timestamp) -> Result<()> {
+        self.ask(station, |reply| Ask::Pause(lane.to_owned(), until, reply)).await
+    }
+
     async fn load(&self, station: &StationId) -> Result<Vec<LaneLoad>> {
         let is_kept = self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner).get(station).is_some_and(|hook| !hook.asks.is_closed());
         if !is_kept {
@@ -406,7 +414,7 @@ impl Keeper {
                 biased;
                 stored = open.tail.next() => match stored {
                     Ok(stored) => {
-                        if open.fold(stored) {
+                        if open.fold(stored, now) {
                             self.raise();
                         }
                     }
@@ -499,7 +507,7 @@ impl Keeper {
             connects,
             used: Instant::now(),
         };
-        open.fold(stored);
+        open.fold(stored, self.link.now());
         Ok(open)
     }
 
@@ -511,7 +519,7 @@ impl Keeper {
             return batch.into_iter().for_each(|ask| ask.refuse(&error));
         }
         if open.doubtful || batch.iter().any(|ask| ask.wants_news(&open.hook)) {
-            if let Err(error) = open.catch_up().await {
+            if let Err(error) = open.catch_up(self.link.now()).await {
                 batch.into_iter().for_each(|ask| ask.refuse(&error));
                 return;
             }
@@ -538,7 +546,7 @@ impl Keeper {
                     open.hook.undo(draft.undo);
                     open.coming = open.coming.saturating_sub(answers.iter().filter(|answer| matches!(answer, Answer::Ready)).count());
                     let error = if fault.is_conflict() && tries < 100 {
-                        match open.catch_up().await {
+                        match open.catch_up(self.link.now()).await {
                             Ok(()) => continue,
                             Err(error) => error,
                         }
@@ -588,7 +596,7 @@ impl Keeper {
     async fn tidy(&self, open: &mut Open) {
         if open.hook.ops_since_snapshot >= SNAPSHOT_EVERY.max(open.hook.len()) && open.hook.len() <= SNAPSHOT_ITEMS_MAX {
             let id = Uuid::new_v4().simple().to_string();
-            match self.propose(open, open.hook.snapshot(open.tail.at()), &id).await {
+            match self.propose(open, open.hook.snapshot(open.tail.at(), self.link.now()), &id).await {
                 Ok(seq) => {
                     open.hook.last_op = seq;
                     open.hook.ops_since_snapshot = 0;
@@ -635,17 +643,17 @@ impl Keeper {
 
 impl Open {
     /// Folds messages of the stream; says whether something may have become free.
-    fn fold(&mut self, stored: Vec<Stored>) -> bool {
+    fn fold(&mut self, stored: Vec<Stored>, now: Timestamp) -> bool {
         let mut any = false;
         for stored in stored {
-            if let Some(label) = stored.header(ITEM).map(Label::from_header) {
+            if let Some(label) = stored.header(ITEM).map(|text| Label::from_headers(text, stored.header(TURN))) {
                 let Some(label) = label else {
                     self.refuse_item(&stored);
                     continue;
                 };
                 // A packed body is fetched when the item is taken.
                 let packed = stored.header(super::log::BODY).is_some();
-                if !self.hook.put_stored(stored.seq, label, (!packed).then_some(stored.body)) {
+                if !self.hook.put_stored(stored.seq, label, (!packed).then_some(stored.body), now) {
                     self.dead.push(stored.seq);
                 }
                 any = true;
@@ -672,9 +680,9 @@ impl Open {
     }
 
     /// Folds everything that the stream has now.
-    async fn catch_up(&mut self) -> Result<()> {
+    async fn catch_up(&mut self, now: Timestamp) -> Result<()> {
         let stored = self.tail.all().await?;
-        self.fold(stored);
+        self.fold(stored, now);
         Ok(())
     }
 }
@@ -722,7 +730,7 @@ impl Draft {
             Ask::Pushed(seq, label, body) => {
                 open.coming = open.coming.saturating_sub(1);
                 let small = body.len() as u64 <= open.stream.link.settings.body_inline_max.get();
-                hook.put_stored(*seq, label.clone(), small.then(|| body.clone()));
+                hook.put_stored(*seq, label.clone(), small.then(|| body.clone()), now);
                 self.raise = true;
                 Answer::Nothing
             }
@@ -732,16 +740,21 @@ impl Draft {
             }
             Ask::Take(want, _) => {
                 let mut grants = Vec::new();
-                for seq in hook.urgent(want, now) {
-                    self.add(hook, Op::Take { seq, holder: want.holder, until: until(now, want.lease) });
+                let mut room = hook.room(want, now);
+                while grants.len() < want.room as usize
+                    && let Some((lane, seq)) = hook.next(want, &room, now)
+                {
+                    room[lane] -= 1;
+                    let paced = want.pace(&want.lanes[lane].0).is_some();
+                    self.add(hook, Op::Take { seq, holder: want.holder, until: until(now, want.lease), at: Some(now), paced });
                     grants.extend(hook.grant(seq));
                 }
-                Answer::Grants(grants, hook.next_free(&want.lanes, now))
+                Answer::Grants(grants, hook.next_free(want, now))
             }
             Ask::Expired(holder, lease, limit, _) => {
                 let mut grants = Vec::new();
                 for seq in hook.expired(now, *limit) {
-                    self.add(hook, Op::Take { seq, holder: *holder, until: until(now, *lease) });
+                    self.add(hook, Op::Take { seq, holder: *holder, until: until(now, *lease), at: None, paced: false });
                     grants.extend(hook.grant(seq));
                 }
                 Answer::Grants(grants, None)
@@ -789,6 +802,16 @@ impl Draft {
                 }
                 _ => Answer::Is(false),
             },
+            Ask::Pause(lane, until, _) => {
+                // The later of both, unless it is taken back.
+                let before = hook.paused_until(lane, now);
+                let until = (*until > now).then_some(*until).map(|until| before.map_or(until, |before| before.max(until)));
+                if until != before {
+                    self.add(hook, Op::Pause { lane: lane.clone(), until });
+                    self.raise = true;
+                }
+                Answer::Nothing
+            }
             Ask::Load(_) => Answer::Load(hook.load(now)),
         }
     }
@@ -802,7 +825,7 @@ impl Ask {
             Self::Wake(id, ..) | Self::Remove(id, _) => !hook.knows(*id),
             Self::Settle(delivery, _) | Self::Holds(delivery, _) | Self::Release(delivery, ..) => hook.of(delivery).is_none(),
             Self::Extend(held, ..) => held.iter().any(|delivery| hook.of(delivery).is_none()),
-            Self::Load(_) => true,
+            Self::Load(_) | Self::Pause(..) => true,
             Self::Take(want, _) => want.look && want.room > 0 && !hook.has_ready(want),
             Self::Expired(..) | Self::Pushed(..) | Self::Abandoned => false,
         }
@@ -823,6 +846,7 @@ impl Ask {
                 Self::Holds(_, reply) | Self::Settle(_, reply) | Self::Release(.., reply) | Self::Wake(.., reply) | Self::Remove(_, reply),
                 Answer::Is(is),
             ) => _ = reply.send(Ok(is)),
+            (Self::Pause(.., reply), _) => _ = reply.send(Ok(())),
             (Self::Load(reply), Answer::Load(load)) => _ = reply.send(Ok(load)),
             _ => {}
         }
@@ -838,6 +862,7 @@ impl Ask {
             Self::Holds(_, reply) | Self::Settle(_, reply) | Self::Release(.., reply) | Self::Wake(.., reply) | Self::Remove(_, reply) => {
                 _ = reply.send(Err(error));
             }
+            Self::Pause(.., reply) => _ = reply.send(Err(error)),
             Self::Load(reply) => _ = reply.send(Err(error)),
             Self::Pushed(..) | Self::Abandoned => {}
         }

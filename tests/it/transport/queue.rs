@@ -31,7 +31,7 @@ async fn recorded(t: &Transport) -> Vec<String> {
 
 async fn load(t: &Transport, at: &StationId) -> Vec<(String, u32, u32)> {
     let load = t.queue.load(at).await.unwrap();
-    load.into_iter().map(|LaneLoad { lane, waiting, held }| (lane, waiting, held)).collect()
+    load.into_iter().map(|LaneLoad { lane, waiting, held, .. }| (lane, waiting, held)).collect()
 }
 
 pub(crate) async fn the_most_urgent_goes_first_and_among_equals_the_older(fixture: &mut impl Fixture) {
@@ -41,6 +41,138 @@ pub(crate) async fn the_most_urgent_goes_first_and_among_equals_the_older(fixtur
     let young = pushed(fixture, &t, &at, "a", 0).await;
     let urgent = pushed(fixture, &t, &at, "b", 9).await;
     assert_eq!(take(&t, &at, &[("a", 9), ("b", 9)], 9).await, [urgent, old, young, low]);
+}
+
+pub(crate) async fn what_has_waited_long_goes_before_what_is_more_urgent(fixture: &mut impl Fixture) {
+    let (t, at) = (fixture.transport(), station("s"));
+    let old = pushed(fixture, &t, &at, "a", 0).await;
+    fixture.pass(AGEING * 3).await;
+    let urgent = pushed(fixture, &t, &at, "a", 4).await;
+    let young = pushed(fixture, &t, &at, "a", 2).await;
+    assert_eq!(take(&t, &at, &[("a", 9)], 9).await, [urgent, old, young]);
+}
+
+pub(crate) async fn orchestrators_of_equal_urgency_take_turns(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let (mut greedy, mut modest) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        greedy.push(work());
+        push(&t, &at, item_of("greedy", *greedy.last().unwrap(), "a", 0, fixture.now())).await;
+    }
+    fixture.pass(Duration::from_secs(60)).await;
+    // One of its own was served just now, by whichever process.
+    assert_eq!(take(&t, &at, &[("a", 1)], 1).await, greedy[..1]);
+    for lane in ["a", "b"] {
+        modest.push(work());
+        push(&second, &at, item_of("modest", *modest.last().unwrap(), lane, 0, fixture.now())).await;
+    }
+    let urgent = work();
+    push(&t, &at, item_of("greedy", urgent, "b", 1, fixture.now())).await;
+    fixture.pass(Duration::from_secs(1)).await;
+    let mut order = Vec::new();
+    for process in [&second, &t, &second, &t, &second] {
+        order.extend(take(process, &at, &[("a", 1), ("b", 1)], 1).await);
+        fixture.pass(Duration::from_secs(1)).await;
+    }
+    assert_eq!(order[0], urgent, "priority stands above turns");
+    assert_eq!(order[1..4].iter().filter(|id| modest.contains(id)).count(), 2, "{order:?}");
+    let t = fixture.restart().await;
+    assert_eq!(take(&t, &at, &[("a", 99), ("b", 9)], 99).await.len(), 20 + 3 - 6);
+}
+
+pub(crate) async fn a_paused_lane_gives_nothing_to_anybody(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let a = pushed(fixture, &t, &at, "a", 9).await;
+    let b = pushed(fixture, &second, &at, "b", 0).await;
+    // Both have seen the hook before.
+    assert!(load(&t, &at).await == load(&second, &at).await);
+    let until = fixture.now().after(Duration::from_secs(60));
+    t.queue.pause(&at, "a", until).await.unwrap();
+    let rest = second.queue.take(&at, &want(&[("a", 9), ("b", 9)], 9)).await.unwrap();
+    assert_eq!(ids(&rest.taken), [b]);
+    let nothing = t.queue.take(&at, &want(&[("a", 9)], 9)).await.unwrap();
+    assert_eq!((nothing.taken.len(), nothing.next_at), (0, Some(until)));
+    // A shorter one changes nothing.
+    second.queue.pause(&at, "a", fixture.now().after(Duration::from_secs(1))).await.unwrap();
+    fixture.pass(Duration::from_secs(59)).await;
+    assert!(take(&second, &at, &[("a", 9)], 9).await.is_empty());
+    fixture.pass(Duration::from_secs(1)).await;
+    let taken = second.queue.take(&at, &want(&[("a", 9)], 9)).await.unwrap().taken;
+    assert_eq!((taken[0].delivery.id, taken[0].delivery.attempt), (a, 1), "waiting burnt no attempt");
+}
+
+pub(crate) async fn a_pause_is_seen_survives_and_is_taken_back(fixture: &mut impl Fixture) {
+    let (t, at) = (fixture.transport(), station("s"));
+    let id = pushed(fixture, &t, &at, "a", 0).await;
+    let until = fixture.now().after(HOUR / 2);
+    let mut signal = t.queue.signal(&at);
+    for lane in ["a", "empty"] {
+        t.queue.pause(&at, lane, until).await.unwrap();
+    }
+    is_raised(&mut signal).await;
+    let t = fixture.restart().await;
+    let seen = t.queue.load(&at).await.unwrap();
+    let seen: Vec<_> = seen.iter().map(|load| (load.lane.as_str(), load.waiting, load.paused_until)).collect();
+    assert_eq!(seen, [("a", 1, Some(until)), ("empty", 0, Some(until))]);
+    assert!(take(&t, &at, &[("a", 1)], 1).await.is_empty());
+    t.queue.pause(&at, "a", fixture.now()).await.unwrap();
+    assert_eq!(take(&t, &at, &[("a", 1)], 1).await, [id]);
+    fixture.pass(HOUR / 2).await;
+    assert!(t.queue.load(&at).await.unwrap().iter().all(|load| load.paused_until.is_none()));
+}
+
+pub(crate) async fn no_minute_has_more_takings_than_the_lane_may(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    for _ in 0..10 {
+        pushed(fixture, &t, &at, "a", 0).await;
+    }
+    let free = pushed(fixture, &t, &at, "b", -9).await;
+    let want = || Want { per_minute: vec![("a".to_owned(), 3)], ..want(&[("a", 9), ("b", 9)], 9) };
+    assert_eq!(ids(&t.queue.take(&at, &Want { room: 2, ..want() }).await.unwrap().taken).len(), 2);
+    fixture.pass(Duration::from_secs(30)).await;
+    let rest = second.queue.take(&at, &want()).await.unwrap();
+    assert_eq!((rest.taken.len(), rest.taken.last().unwrap().delivery.id), (2, free), "the pace is that of all processes together");
+    let next_at = rest.next_at.unwrap();
+    assert!(next_at > fixture.now() && next_at <= fixture.now().after(Duration::from_secs(31)), "{next_at}");
+    let t = fixture.restart().await;
+    assert!(t.queue.take(&at, &want()).await.unwrap().taken.is_empty());
+    fixture.pass(Duration::from_secs(31)).await;
+    let later = t.queue.take(&at, &want()).await.unwrap().taken;
+    assert_eq!(later.iter().filter(|taken| taken.lane == "a").count(), 2);
+}
+
+/// What choosing the next of ten thousand costs, against choosing the next of a hundred.
+#[expect(clippy::print_stderr, reason = "the figures are asked for")]
+pub(crate) async fn ten_thousand_items_are_taken_in_the_right_order_and_soon(fixture: &mut impl Fixture) {
+    const MANY: u32 = 10_000;
+    let t = fixture.transport();
+    let mut medians = Vec::new();
+    for count in [100, MANY] {
+        let at = station(&format!("s{count}"));
+        let mut expected = Vec::new();
+        for some in (0..count).collect::<Vec<_>>().chunks(500) {
+            let pushes = some.iter().map(|n| {
+                let priority = i32::try_from(n.wrapping_mul(2_654_435_761) % 2001).unwrap() - 1000;
+                let one = item(work(), "a", priority, fixture.now());
+                expected.push((std::cmp::Reverse(priority), one.id));
+                t.queue.push(&at, one, MANY * 2, None)
+            });
+            futures_util::future::join_all(pushes).await.into_iter().for_each(|pushed| assert_eq!(pushed.unwrap(), Pushed::New));
+        }
+        expected.sort_by_key(|(priority, _)| *priority);
+        let mut took = Vec::new();
+        for (priority, _) in &expected[..60] {
+            let start = Instant::now();
+            let taken = t.queue.take(&at, &want(&[("a", 1)], 1)).await.unwrap().taken;
+            took.push(start.elapsed());
+            let is = expected.iter().find(|(_, id)| *id == taken[0].delivery.id).unwrap().0;
+            assert_eq!(is, *priority);
+        }
+        took.sort_unstable();
+        eprintln!("taking the next of {count}: median {:?}, slowest of 60 {:?}", took[30], took[59]);
+        medians.push(took[30]);
+    }
+    assert!(medians[1] < medians[0] * 6 + Duration::from_millis(1), "{medians:?}: it grows with the number that waits");
 }
 
 pub(crate) async fn a_take_keeps_to_its_lanes_and_their_room(fixture: &mut impl Fixture) {
@@ -73,7 +205,7 @@ pub(crate) async fn pushing_again_changes_nothing(fixture: &mut impl Fixture) {
     let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
     let first = item(work(), "a", 0, fixture.now());
     assert_eq!(push(&t, &at, first.clone()).await, Pushed::New);
-    let again = Item { lane: "b".into(), priority: 9, body: "other".into(), ..first.clone() };
+    let again = Item { lane: "b".into(), body: "other".into(), ..item(first.id, "b", 9, fixture.now()) };
     assert_eq!(push(&second, &at, again.clone()).await, Pushed::Known);
     assert_eq!(second.queue.push(&at, again.clone(), 0, Some(status(first.id, "no"))).await.unwrap(), Pushed::Known);
     assert_eq!(load(&t, &at).await, [("a".to_owned(), 1, 0)]);
