@@ -1,5 +1,7 @@
 //! Lineage across stations: agents that hand work on to agents of other stations, as children of their own runs.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -60,7 +62,10 @@ async fn a_chain_of_five_over_three_stations_is_one_tree_from_any_of_them() {
     .await;
     let watcher = async_nats::ConnectOptions::with_token(token.to_owned()).connect(server.url()).await.unwrap();
     let mut pushed = watcher.subscribe("lattice.default.station.*.work.assign").await.unwrap();
-    watcher.flush().await.unwrap();
+    // A flush reaches the socket; an answer to a message of ours says that the server has read what came before it.
+    let mut echo = watcher.subscribe("echo").await.unwrap();
+    watcher.publish("echo", "".into()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), echo.next()).await.expect("the server echoes");
 
     let rest = json!(["south-one", "west-one", "north-two", "south-two"]);
     let assigned = desk.call("assign_work", json!({"agent_name": "north-one", "task": rest.to_string()})).await;
@@ -76,7 +81,7 @@ async fn a_chain_of_five_over_three_stations_is_one_tree_from_any_of_them() {
         assert_eq!(link["trace"], links[0]["trace"], "one trace from end to end");
     }
     for _ in &links {
-        let item = pushed.next().await.unwrap();
+        let item = tokio::time::timeout(Duration::from_secs(10), pushed.next()).await.expect("each work is pushed").unwrap();
         let header = item.headers.as_ref().and_then(|headers| headers.get("traceparent")).map(|value| value.as_str().to_owned());
         let header = header.unwrap_or_else(|| panic!("no trace context: {:?}", item.headers));
         assert_eq!(header.split('-').nth(1), links[0]["trace"].as_str(), "{header}");
