@@ -174,6 +174,16 @@ pub struct Work {
     pub children_max: u32,
     /// How many works there may be in all below one that no work assigned.
     pub descendants_max: u32,
+    /// How many works one work may wait for.
+    pub after_max: u32,
+    /// How long a work may wait for others.
+    pub wait_max: Span,
+    /// How many items one order may have.
+    pub map_max: u32,
+    /// How many of an order's items are worked on at once, unless the call says otherwise.
+    pub map_parallel: u32,
+    /// How often works that wait for others are looked at although nothing was heard.
+    pub recheck: Span,
 }
 
 impl Default for Work {
@@ -197,6 +207,11 @@ impl Default for Work {
             depth_max: 16,
             children_max: 100,
             descendants_max: 500,
+            after_max: 100,
+            wait_max: Span::secs(3 * 86_400),
+            map_max: 1000,
+            map_parallel: 10,
+            recheck: Span::secs(10),
         }
     }
 }
@@ -570,7 +585,7 @@ pub struct Mcp {
     pub calls_in_all_max: u32,
     /// How many resources one connection may be subscribed to.
     pub subscriptions_max: u32,
-    /// The workspace whose works `check_work` shows without arguments; the folder that is worked in when absent.
+    /// The workspace whose works `check_work` shows without arguments, and whose idempotency keys are shared; the folder that is worked in when absent.
     pub workspace: Option<String>,
     /// How long a person has to fill in a form.
     pub form_timeout: Span,

@@ -3,7 +3,9 @@
 //! Every verb works on any work of the lattice, in any process of it: there is no table of pending works here.
 //! It does not know MCP, nor how work is executed.
 
+mod after;
 mod assign;
+mod keys;
 mod nested;
 mod redrive;
 mod wait;
@@ -17,6 +19,7 @@ pub use self::assign::Schemas;
 pub use self::wait::Mode;
 use crate::config::Config;
 use crate::model::accept::Criteria;
+use crate::model::after::After;
 use crate::model::budget::{Budget, Excess};
 use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
 use crate::model::id::{self, AgentName, RunId, StationId, WorkId};
@@ -25,6 +28,7 @@ use crate::model::run::Run;
 use crate::model::size::Size;
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Exchange, Status, Work};
+use crate::orders::{self, Orders};
 use crate::registry::Registry;
 use crate::runs::{self, Outlook, Runs, Scope};
 use crate::telemetry::{TraceContext, new_answer_id, now};
@@ -38,6 +42,7 @@ pub struct Dispatcher(Arc<Inner>);
 struct Inner {
     transport: Transport,
     works: Works,
+    orders: Orders,
     registry: Registry,
     runs: Runs,
     config: Arc<Config>,
@@ -143,6 +148,19 @@ pub struct Request {
     pub accept: Option<Criteria>,
     /// What the work and everything below it may use.
     pub budget: Option<Budget>,
+    /// The works that it waits for.
+    pub after: Option<After>,
+    /// The items of which each becomes a work of its own.
+    pub map: Option<Items>,
+}
+
+/// The items of an order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Items {
+    /// The items.
+    pub items: Vec<Value>,
+    /// How many of their works are unsettled at once.
+    pub parallel: Option<i64>,
 }
 
 /// An order that is durable.
@@ -342,6 +360,53 @@ pub enum Error {
     /// Nobody said which work escalates.
     #[error("which work escalates is not known here")]
     NoWork,
+    /// The caller's own work was called off.
+    #[error("{0}: nothing is assigned below it any more")]
+    CalledOff(String),
+    /// Too many works to wait for.
+    #[error("after names {given} works, and at most {max} are taken (lattice.work.after_max)")]
+    ManyAfter {
+        /// How many.
+        given: usize,
+        /// How many may be.
+        max: u32,
+    },
+    /// A work to wait for is not known.
+    #[error("after names work {0}, which is not known in this lattice")]
+    UnknownAfter(WorkId),
+    /// A work to wait for has ended without a result.
+    #[error("after names a work that has no result and will get none: {0}")]
+    NoResult(String),
+    /// It would wait for itself.
+    #[error("after names work {named}, which can't settle before this one: {why}")]
+    Cycle {
+        /// The work that was named.
+        named: WorkId,
+        /// How that hangs together.
+        why: String,
+    },
+    /// Where the results go there is something already.
+    #[error("context has a member named {0:?}, which is where the agent finds the results of the works in after")]
+    Occupied(&'static str),
+    /// There are no items.
+    #[error("map has no items")]
+    NoItems,
+    /// Too many items.
+    #[error("map has {given} items, and at most {max} are taken (lattice.work.map_max)")]
+    ManyItems {
+        /// How many.
+        given: usize,
+        /// How many may be.
+        max: u32,
+    },
+    /// How many items are worked on at once is out of bounds.
+    #[error("parallel {given} is out of bounds: it goes from 1 to {max} (lattice.work.map_max)")]
+    Parallel {
+        /// How many.
+        given: i64,
+        /// How many may be.
+        max: u32,
+    },
     /// An id is malformed.
     #[error(transparent)]
     Id(#[from] id::Error),
@@ -351,6 +416,19 @@ pub enum Error {
     /// The run store failed.
     #[error(transparent)]
     Runs(#[from] runs::Error),
+    /// What travels with an order cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+impl From<orders::Error> for Error {
+    fn from(error: orders::Error) -> Self {
+        match error {
+            orders::Error::Transport(error) => Self::Transport(error),
+            orders::Error::Runs(error) => Self::Runs(error),
+            error @ orders::Error::Unreadable { .. } => Self::Unreadable(error.to_string()),
+        }
+    }
 }
 
 /// The result of a verb.
@@ -359,15 +437,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Dispatcher {
     /// Dispatches over these parts.
     pub fn new(transport: Transport, works: Works, registry: Registry, runs: Runs, config: Arc<Config>) -> Self {
+        let orders = Orders::new(transport.clone(), works.clone(), runs.clone(), registry.me().clone(), config.clone());
         Self(Arc::new(Inner {
             transport,
             works,
+            orders,
             registry,
             runs,
             config,
             schemas: Schemas::new(HashMap::new()),
             nesting: tokio::sync::Mutex::default(),
         }))
+    }
+
+    /// The orders of the lattice.
+    pub fn orders(&self) -> &Orders {
+        &self.0.orders
     }
 
     /// The agents and stations of the lattice.
@@ -459,25 +544,41 @@ impl Dispatcher {
         Ok(self.0.runs.outlook(scope, shown).await?)
     }
 
-    /// Asks that a work be stopped, and waits until that is confirmed or `patience` has run out; gives the work as it is then.
-    /// Work that nobody runs is cancelled at once; settled work stays as it is.
+    /// Asks that a work and all that hangs below it be stopped, and waits until that is confirmed for the work itself, or `patience`
+    /// has run out; gives the work as it is then. Work that nobody runs is cancelled at once; settled work stays as it is.
     ///
     /// # Errors
     /// `UnknownWork`, or the transport's.
     pub async fn cancel(&self, id: WorkId, reason: Option<String>, patience: std::time::Duration) -> Result<Arc<Work>> {
         let work = self.check(id).await?;
-        let Some(mark) = work.status.mark() else { return Ok(work) };
-        if !mark.cancelling {
-            let records = vec![record(&self.event(&work, 0, Kind::Cancelled { reason }))];
-            let (queue, station) = (&self.0.transport.queue, self.target(&work));
-            match work.status {
-                // Its leaf confirms; should that be gone, the item's time is up, and whoever sees to such items confirms.
-                Status::Accepted(_) | Status::Escalated { parked: false, .. } => queue.wake(&station, id, Some(now()), records).await?,
-                _ => queue.remove(&station, id, records).await?,
-            };
+        if work.status.is_settled() {
+            // Whoever called it off may have died before it came to what hangs below.
+            if work.is_called_off() {
+                self.0.orders.stop_below(&work).await?;
+            }
+            return Ok(work);
+        }
+        self.0.orders.stop(&work, reason).await?;
+        self.0.orders.stop_below(&work).await?;
+        if work.is_map() {
+            return self.cancelled_with_its_items(&work, patience).await;
         }
         let waited = self.wait(&[id], Mode::SettledOnly, patience, &mut |_, _| {}).await?;
         waited.into_iter().next().ok_or(Error::UnknownWork(id))
+    }
+
+    /// Waits until an order over many items is cancelled, which is so once its items have settled; nobody else may be there to say so.
+    async fn cancelled_with_its_items(&self, work: &Work, patience: std::time::Duration) -> Result<Arc<Work>> {
+        const STEP: std::time::Duration = std::time::Duration::from_millis(200);
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            self.0.orders.look_after(work.work_id).await?;
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            let now = self.wait_until(work.work_id, left.min(STEP), |work| work.status.is_settled()).await?;
+            if now.status.is_settled() || left.is_zero() {
+                return Ok(now);
+            }
+        }
     }
 
     /// Answers a question of a work, the open one unless it is named; the same work goes on. Of several answers the first one on the

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::model::agent::Definition;
 use crate::model::id::WorkId;
 use crate::model::time::Timestamp;
+use crate::orders::Orders;
 use crate::registry::{Lane, Registry};
 use crate::runner::Runners;
 use crate::runs::Runs;
@@ -45,6 +46,7 @@ pub struct Leaf(Arc<Inner>);
 struct Inner {
     transport: Transport,
     works: Works,
+    orders: Orders,
     registry: Registry,
     runners: Runners,
     runs: Runs,
@@ -73,9 +75,11 @@ struct Running {
 
 impl Leaf {
     /// A leaf that takes nothing yet.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a station, each made elsewhere")]
     pub fn new(
         transport: Transport,
         works: Works,
+        orders: Orders,
         registry: Registry,
         runners: Runners,
         runs: Runs,
@@ -86,6 +90,7 @@ impl Leaf {
             accept: attempt::accept(registry.me()),
             transport,
             works,
+            orders,
             registry,
             runners,
             runs,

@@ -10,6 +10,7 @@
 //! | [`mcp`] | the only place that knows MCP: tools, prompts, resources |
 //! | [`dispatcher`] | assign, check, await, answer, cancel, escalate |
 //! | [`leaf`] | take from the hook, run, report |
+//! | [`orders`] | orders on their way to an agent: held back, taken apart, called off |
 //! | [`registry`] | agents, stations, signs of life |
 //! | [`runs`] | the run store: the fold of the log, with its lineage |
 //! | [`results`] | parts of results of any size |
@@ -35,6 +36,7 @@ pub mod init;
 pub mod leaf;
 pub mod mcp;
 pub mod model;
+pub mod orders;
 pub mod registry;
 pub mod results;
 pub mod runner;

@@ -7,6 +7,7 @@ mod fold;
 mod outlook;
 mod rows;
 mod spent;
+mod waits;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -15,11 +16,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::fold::Folds;
 pub use self::outlook::{Outlook, Scope};
+pub use self::waits::Waiting;
 use crate::model::id::{RunId, WorkId};
 use crate::model::run::Run;
 use crate::telemetry::now;
@@ -51,6 +53,7 @@ pub struct Runs {
     writer: Thread,
     log: Arc<dyn Log>,
     state: Arc<Mutex<Folds>>,
+    stirred: Arc<watch::Sender<u64>>,
 }
 
 /// A run store that is being opened while something else is done.
@@ -80,7 +83,13 @@ impl Opening {
     /// `Store`, with the file's name and what to do.
     pub fn finish(self, log: Arc<dyn Log>) -> Result<Runs> {
         let (reader, writer) = self.0.join().map_err(|_| Error::Closed)??;
-        Ok(Runs { reader: Thread::start("runs-read", reader)?, writer: Thread::start("runs-write", writer)?, log, state: Arc::default() })
+        Ok(Runs {
+            reader: Thread::start("runs-read", reader)?,
+            writer: Thread::start("runs-write", writer)?,
+            log,
+            state: Arc::default(),
+            stirred: Arc::default(),
+        })
     }
 }
 
@@ -140,13 +149,14 @@ const OWNERS: &str = "
     CREATE TABLE looks (owner TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
 ";
 /// What each later version adds; the first of them leads from version 1 to 2.
-const ADDED: [&str; 3] = [
+const ADDED: [&str; 4] = [
     OWNERS,
     "ALTER TABLE runs ADD COLUMN checks TEXT",
     "ALTER TABLE runs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE runs ADD COLUMN cost REAL NOT NULL DEFAULT 0;
      ALTER TABLE runs ADD COLUMN turns INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE runs ADD COLUMN budget TEXT",
+    waits::SCHEMA,
 ];
 
 impl Runs {
@@ -297,6 +307,7 @@ impl Runs {
     async fn take_in(&self, folds: &mut Folds, entries: Vec<Entry>) -> Result<()> {
         let Some(last) = entries.last().map(|entry| entry.position) else { return Ok(()) };
         let rows = folds.take_in(&*self.log, &entries).await?;
+        let calls_off = rows.iter().any(|row| row.work.is_called_off());
         let written = self
             .writer
             .call(move |db| {
@@ -307,15 +318,22 @@ impl Runs {
                     rows.iter().try_for_each(|row| rows::write(&tx, row))?;
                     tx.prepare_cached("UPDATE folded SET upto = ?1")?.execute(params![last])?;
                 }
-                tx.commit()
+                let some_wait = waits::any(&tx)?;
+                tx.commit()?;
+                Ok(some_wait)
             })
             .await;
-        match written {
-            Ok(()) => folds.upto = last,
+        match &written {
+            Ok(some_wait) => {
+                folds.upto = last;
+                if calls_off || *some_wait {
+                    self.stirred.send_modify(|count| *count += 1);
+                }
+            }
             // What was folded in memory is ahead of what was written: begin anew from the store.
             Err(_) => folds.reset(),
         }
-        written
+        written.map(|_| ())
     }
 
     async fn prune(&self, max_age: Duration) -> Result<()> {

@@ -355,7 +355,9 @@ impl Station {
                     instance: me.instance,
                     mesh: mesh_access(&setting, &me.station)?,
                 });
-                Some((Leaf::new(transport, works, registry.clone(), runners.clone(), runs.clone(), config, tasks.clone()), runners))
+                let orders = dispatcher.orders().clone();
+                let (registry, runners_too, runs, tasks) = (registry.clone(), runners.clone(), runs.clone(), tasks.clone());
+                Some((Leaf::new(transport, works, orders, registry, runners_too, runs, config, tasks), runners))
             }
         };
         let (taking, living) = (CancellationToken::new(), CancellationToken::new());
@@ -405,6 +407,11 @@ impl Station {
         let max_age = inner.setting.config.lattice.storage.runs_max_age.get();
         let seldom = inner.setting.runs_only && inner.link.is_some();
         inner.tasks.spawn(async move { runs.keep(max_age, seldom, living).await });
+        // A process that an agent started ends with it; its station sees to what it leaves.
+        if inner.setting.bound.is_none() {
+            let (orders, living) = (inner.dispatcher.orders().clone(), inner.living.clone());
+            inner.tasks.spawn(async move { orders.keep(living).await });
+        }
         let living = inner.living.clone();
         let Some((leaf, runners)) = inner.leaf.clone() else {
             inner.tasks.spawn(async move { registry.observe(living).await });

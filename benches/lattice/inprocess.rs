@@ -86,6 +86,8 @@ pub(crate) async fn one(dispatcher: &Dispatcher, caller: &Caller) {
         trace: None,
         accept: None,
         budget: None,
+        after: None,
+        map: None,
     };
     let assigned = dispatcher.assign(caller, request).await.expect("assigned");
     let works = dispatcher.wait(&[assigned.work_id], Mode::All, Duration::from_secs(60), &mut |_, _| {}).await.expect("waited");

@@ -131,6 +131,8 @@ async fn assign(dispatcher: &Dispatcher, caller: &Caller, args: &Args) -> Result
         trace: None,
         accept: args.accept.clone(),
         budget: args.budget,
+        after: None,
+        map: None,
     });
     let requests: Vec<Request> = requests.collect();
     // All are good, or none is assigned.

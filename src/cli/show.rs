@@ -81,6 +81,14 @@ pub(super) fn work_json(work: &Work) -> Map<String, Value> {
         ("budget", json!(work.budget().map(|allowance| &allowance.budget))),
         ("accept", json!(order.and_then(|order| order.accept.as_ref()))),
     ]);
+    if let Some(after) = work.waits_for() {
+        object.insert("waits_for".into(), json!(after.work_ids));
+    }
+    match &work.printed {
+        Some(Output::Inline(value)) => _ = object.insert("printed".into(), value.clone()),
+        Some(Output::Blob(blob)) => _ = object.insert("printed_ref".into(), json!(blob)),
+        None => {}
+    }
     object.extend(outcome_json(work.outcome.as_ref()));
     object
 }
@@ -160,7 +168,7 @@ pub(super) fn details(event: &Event) -> String {
             let timeout = order.timeout;
             format!("to {}, agent {}, timeout {timeout}{urgency}: {}", order.target_station, order.agent_name, preview(&order.task))
         }
-        Kind::Accepted | Kind::Other(_) => String::new(),
+        Kind::Accepted | Kind::Released | Kind::Other(_) => String::new(),
         Kind::Redriven { work_id } => format!("given out anew as work {work_id}"),
         Kind::Progress { pct, message } => {
             let parts = [pct.map(|pct| format!("{pct}%")), message.as_deref().map(preview)];
@@ -176,6 +184,7 @@ pub(super) fn details(event: &Event) -> String {
             let waits = if ask.parked { ", the agent has ended" } else { "" };
             format!("question {} for the {}{waits}: {}", ask.ask, json!(ask.needs).as_str().unwrap_or_default(), preview(&ask.reason))
         }
+        Kind::Printed(output) => self::output(output),
         Kind::Answered { ask, answer, .. } => format!("question {ask}: {}", preview(&Output::inline_text(answer))),
         Kind::Retrying { failure: why, next_at } => format!("not before {next_at}, after {}", failure(why)),
         Kind::Cancelled { reason } => {

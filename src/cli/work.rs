@@ -162,6 +162,12 @@ fn summary(work: &Work) -> Table {
     if !work.usage().is_empty() {
         table.pair("used", work.usage().to_string());
     }
+    if let Some(after) = work.waits_for() {
+        table.pair("waits for", after.work_ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    }
+    if let Some(printed) = &work.printed {
+        table.pair("printed", show::output(printed));
+    }
     if let Some(ask) = work.open_question() {
         table.pair("question", ask.reason.clone());
         table.pair("next", format!("lattice-mcp work answer {} TEXT", work.work_id));

@@ -44,6 +44,11 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         (!(1..=64).contains(&work.depth_max), "lattice.work.depth_max", "a number from 1 to 64".to_owned()),
         counted(work.children_max, "lattice.work.children_max"),
         counted(work.descendants_max, "lattice.work.descendants_max"),
+        counted(work.after_max, "lattice.work.after_max"),
+        positive(work.wait_max, "lattice.work.wait_max"),
+        counted(work.map_max, "lattice.work.map_max"),
+        counted(work.map_parallel, "lattice.work.map_parallel"),
+        (work.recheck < Span::millis(100), "lattice.work.recheck", "a duration of at least 100ms".to_owned()),
         counted(retry.max_attempts, "lattice.retry.max_attempts"),
         (
             retry.initial_delay > retry.max_delay,

@@ -118,6 +118,8 @@ pub fn parse(text: &str) -> Result<Node, Error> {
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000, max_replay_stack_depth: 16 },
         with_snippet: false,
+        // More than 96 comments in a row would be an error, and a configuration may be nothing but comments.
+        emit_comments: false,
     };
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Node { line: 1, content: Content::Scalar(Value::Null, String::new()) });

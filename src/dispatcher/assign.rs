@@ -3,31 +3,23 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use jsonschema::Validator;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::{Map, Value};
 
+use super::keys::Key;
 use super::nested::Nested;
-use super::{Assigned, Bound, Caller, Dispatcher, Error, Opened, Request, Result};
+use super::{Assigned, Bound, Caller, Dispatcher, Error, Items, Opened, Request, Result};
+use crate::model::after::After;
 use crate::model::budget::Allowance;
-use crate::model::event::{Event, Kind, Side};
 use crate::model::id::{AgentName, RunId, WorkId};
-use crate::model::output::Media;
+use crate::model::map::{self, Spec};
 use crate::model::time::Span;
-use crate::model::turn::Turn;
 use crate::model::work::Assignment;
+use crate::orders::{CONTEXT, Input};
 use crate::registry::Agent;
 use crate::telemetry::{new_root, new_span_id, new_work_id, now, trace_of};
-use crate::transport::{self, Bucket, Expect, Item};
-use crate::works::record;
+use crate::transport::{self, Bucket};
 
-/// A larger input travels as a blob.
-const INPUT_INLINE_MAX: usize = 64 << 10;
-/// How much of a task stays readable in the record when the whole is a blob.
-const TASK_SHOWN_MAX: usize = 1024;
-const KEY_MAX: usize = 256;
 /// How many numbers of children a connection fetches at once at most.
 const CHILD_BLOCK_MAX: u64 = 64;
 const PROBLEMS_SHOWN_MAX: usize = 5;
@@ -37,14 +29,6 @@ pub struct Schemas(Mutex<Compiled>);
 
 type Compiled = HashMap<AgentName, (Value, Arc<Validator>)>;
 
-/// What stands under an idempotency key.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Keyed {
-    pub(super) work_id: WorkId,
-    pub(super) run_id: RunId,
-    pub(super) order: String,
-}
-
 impl Dispatcher {
     /// Hands work to an agent. When it returns, the station's hook has the work, durably.
     ///
@@ -52,65 +36,90 @@ impl Dispatcher {
     /// Each way in which an order can be wrong, and the transport's.
     pub async fn assign(&self, caller: &Caller, request: Request) -> Result<Assigned> {
         let (agent, priority, timeout) = self.vet(&request)?;
-
+        let key = Key::of(caller, &request)?;
+        if let Some(key) = &key
+            && let Some(known) = self.recall(key, &agent).await?
+        {
+            return Ok(known);
+        }
+        if let Some(after) = &request.after {
+            self.vet_after(caller, after).await?;
+        }
+        self.not_called_off(caller).await?;
+        // The turn is held until the log has the order.
         let nested = self.nest(caller).await?;
-        let known = match &request.idempotency_key {
-            Some(key) => self.keyed(caller, nested.as_ref(), key, &request).await?,
-            None => None,
+        let nested = nested.as_ref();
+        let Some(key) = key else {
+            let ids = (new_work_id(), self.open_run(caller, nested, &request).await?);
+            return self.hand_over(caller, nested, &agent, request, ids, priority, timeout).await;
         };
-        let (work_id, run_id) = match &known {
-            Some(keyed) => (keyed.work_id, keyed.run_id.clone()),
-            None => (new_work_id(), self.open_run(caller, nested.as_ref(), request.run_id.as_ref()).await?),
-        };
-        let root_run_id = run_id.root();
-        let mut assigned = Assigned {
+        let keyed = self.reserve(&key, caller, nested, &request).await?;
+        if let Some(known) = self.known(&keyed, &agent).await? {
+            return Ok(known);
+        }
+        let ids = (keyed.work_id, keyed.run_id.clone());
+        let assigned = self.hand_over(caller, nested, &agent, request, ids, priority, timeout).await;
+        match &assigned {
+            Ok(_) => self.note_done(&key, keyed).await,
+            // Nothing was done: the key may be used anew.
+            Err(Error::Transport(transport::Error::Full { .. } | transport::Error::Unreachable(_) | transport::Error::Denied(_))) => {
+                self.forget(&key, &keyed).await;
+            }
+            Err(_) => {}
+        }
+        assigned
+    }
+
+    /// Puts an order that is good on its hook.
+    #[expect(clippy::too_many_arguments, reason = "the parts of an order, each decided elsewhere")]
+    async fn hand_over(
+        &self,
+        caller: &Caller,
+        nested: Option<&Nested<'_>>,
+        agent: &Agent,
+        request: Request,
+        (work_id, run_id): (WorkId, RunId),
+        priority: i32,
+        timeout: Span,
+    ) -> Result<Assigned> {
+        let assigned = Assigned {
             work_id,
-            agent: request.agent.clone(),
+            agent: agent.manifest.name.clone(),
             station: agent.station.clone(),
+            root_run_id: run_id.root(),
             run_id: run_id.clone(),
-            root_run_id,
             online: agent.online,
             known: false,
         };
-        if known.is_some()
-            && let Some(work) = self.0.works.get(work_id).await?
-        {
-            assigned.known = true;
-            if let Some(order) = &work.assignment {
-                assigned.station = order.target_station.clone();
+        let above = nested.map_or(&[][..], |nested| &nested.budgets);
+        let order = self.order(caller, agent, request, (work_id, run_id), above, priority, timeout).await?;
+        self.put(order, agent.lane.clone()).await?;
+        // Whoever called off the caller's work meanwhile may not have seen this one.
+        if let Err(refused) = self.not_called_off(caller).await {
+            if let Some(work) = self.orders().standing(work_id).await? {
+                self.orders().stop(&work, Some(refused.to_string())).await?;
             }
-            return Ok(assigned);
+            return Err(refused);
         }
-        let mut assignment = self.order(caller, &agent, request, work_id, run_id, priority, timeout).await?;
-        let own = assignment.budgets.pop();
-        assignment.budgets = nested.iter().flat_map(|nested| nested.budgets.clone()).chain(own).collect();
-        // The turn is held until the log has the order.
-        self.hand_over(agent, assignment).await?;
         Ok(assigned)
     }
 
-    /// Puts an order on its agent's hook, and says so on the log.
-    pub(super) async fn hand_over(&self, agent: Agent, assignment: Assignment) -> Result<()> {
-        let (me, limits) = (self.0.registry.me(), &self.config().lattice.work);
-        let item = Item {
-            id: assignment.work_id,
-            lane: agent.lane,
-            turn: Turn::new(me.station.as_str(), assignment.priority, assignment.assigned_at, limits.ageing.get()),
-            deadline: assignment.start_by(),
-            body: Bytes::from(serde_json::to_vec(&assignment).unwrap_or_default()),
-        };
-        let event = Event {
-            work_id: assignment.work_id,
-            run_id: assignment.orchestrator_run_id.clone(),
-            at: assignment.assigned_at,
-            station: me.station.clone(),
-            instance: me.instance,
-            side: Side::Assigner,
-            attempt: 0,
-            kind: Kind::Assigned(Box::new(assignment)),
-        };
-        self.0.transport.queue.push(&agent.station, item, limits.queue_size, Some(record(&event))).await?;
+    /// Puts an order on its agent's hook, says so on the log, and does what is due for it when it waits for others.
+    pub(super) async fn put(&self, order: Assignment, lane: String) -> Result<()> {
+        let (work_id, held_back, waits) = (order.work_id, order.after.is_some(), order.after.is_some() || order.map.is_some());
+        self.orders().push(order, lane, held_back).await?;
+        if waits && let Err(error) = self.orders().look_after(work_id).await {
+            // It is durable: whoever looks next goes on with it.
+            tracing::warn!(%work_id, %error, "a work that waits could not be looked after at once");
+        }
         Ok(())
+    }
+
+    /// Whether the work that the caller's connection executes goes on.
+    async fn not_called_off(&self, caller: &Caller) -> Result<()> {
+        let Some(bound) = caller.work() else { return Ok(()) };
+        let called_off = self.orders().called_off_with(bound.work_id).await?;
+        called_off.map_or(Ok(()), |_| Err(Error::CalledOff(format!("work {} was cancelled", bound.work_id))))
     }
 
     /// Whether an order is good, before anything is done about it: who takes it, how urgent it is, and how long it may take.
@@ -132,7 +141,11 @@ impl Dispatcher {
                 return Err(Error::Timeout { name, timeout, max: limits.timeout_max });
             }
         }
-        self.0.schemas.check(&agent, request)?;
+        self.vet_waiting(request)?;
+        match &request.map {
+            None => self.0.schemas.check(&agent, &request.context, "context")?,
+            Some(map) => self.vet_items(&agent, request, map)?,
+        }
         let size = size_of(request);
         if size > limits.input_max.as_usize() {
             return Err(Error::TooLarge { size, max: limits.input_max });
@@ -141,6 +154,37 @@ impl Dispatcher {
             jsonschema::validator_for(schema).map_err(|error| Error::BadCriteria(shorten(&error.to_string())))?;
         }
         Ok((agent, priority, timeout))
+    }
+
+    fn vet_waiting(&self, request: &Request) -> Result<()> {
+        let Some(After { work_ids, .. }) = &request.after else { return Ok(()) };
+        let max = self.config().lattice.work.after_max;
+        match work_ids.len() {
+            given if given > max as usize => Err(Error::ManyAfter { given, max }),
+            _ if request.context.contains_key(CONTEXT) => Err(Error::Occupied(CONTEXT)),
+            _ => Ok(()),
+        }
+    }
+
+    fn vet_items(&self, agent: &Agent, request: &Request, map: &Items) -> Result<()> {
+        let max = self.config().lattice.work.map_max;
+        if map.items.is_empty() {
+            return Err(Error::NoItems);
+        }
+        if map.items.len() > max as usize {
+            return Err(Error::ManyItems { given: map.items.len(), max });
+        }
+        if let Some(given) = map.parallel.filter(|parallel| !(1..=i64::from(max)).contains(parallel)) {
+            return Err(Error::Parallel { given, max });
+        }
+        for (place, item) in map.items.iter().enumerate() {
+            let (_, context) = map::input("", &request.context, item);
+            self.0.schemas.check(agent, &context, &format!("the context of map[{place}]"))?;
+            if request.after.is_some() && context.contains_key(CONTEXT) {
+                return Err(Error::Occupied(CONTEXT));
+            }
+        }
+        Ok(())
     }
 
     /// The agent of an order, if it can take it.
@@ -177,14 +221,18 @@ impl Dispatcher {
     }
 
     /// A new run in the lineage of whoever calls.
-    async fn open_run(&self, caller: &Caller, nested: Option<&Nested<'_>>, joins: Option<&RunId>) -> Result<RunId> {
+    pub(super) async fn open_run(&self, caller: &Caller, nested: Option<&Nested<'_>>, request: &Request) -> Result<RunId> {
+        let joins = request.run_id.as_ref();
         if let Some(Bound { run_id, .. }) = caller.work() {
             let max = self.config().lattice.work.depth_max;
-            if run_id.depth() >= max as usize {
+            // Items are children of their order.
+            if run_id.depth() + usize::from(request.map.is_some()) >= max as usize {
                 return Err(Error::TooDeep { run_id: run_id.clone(), max });
             }
             if let Some(nested) = nested {
-                self.leave_room(run_id, nested).await?;
+                // Items are works as well.
+                let works = 1 + request.map.as_ref().map_or(0, |map| map.items.len() as u64);
+                self.leave_room(run_id, nested, works).await?;
             }
             return self.child_of(run_id, 0).await;
         }
@@ -216,105 +264,61 @@ impl Dispatcher {
         Ok(parent.child(self.0.transport.table.next(Bucket::Children, parent.as_str(), floor, 1).await?))
     }
 
-    /// What an idempotency key stands for: it is bound to this order now, or was before.
-    async fn keyed(&self, caller: &Caller, nested: Option<&Nested<'_>>, key: &str, request: &Request) -> Result<Option<Keyed>> {
-        let len = key.chars().count();
-        if len == 0 || len > KEY_MAX {
-            return Err(Error::BadKey(len));
-        }
-        let table = &self.0.transport.table;
-        let row_key = digest(&json!([caller.work().map(|bound| &bound.run_id), key]));
-        let plain = json!([request.agent, request.task, request.context, request.station, request.priority, request.timeout]);
-        let further = [
-            ("accept", request.accept.as_ref().map(|criteria| json!(criteria))),
-            ("budget", request.budget.as_ref().map(|budget| json!(budget))),
-            ("queue_timeout", request.queue_timeout.map(|span| json!(span))),
-            ("silence_timeout", request.silence_timeout.map(|span| json!(span))),
-        ];
-        let further: Vec<_> = further.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-        // Without them an order has the digest that it had before they existed.
-        let order = if further.is_empty() { digest(&plain) } else { digest(&json!([plain, further])) };
-        loop {
-            if let Some(row) = table.get(Bucket::Keys, &row_key).await? {
-                let Ok(keyed) = serde_json::from_slice::<Keyed>(&row.value) else {
-                    return Err(transport::Error::Store(format!("the row of idempotency_key {key:?} cannot be read").into()).into());
-                };
-                if keyed.order != order {
-                    return Err(Error::KeyReused { key: key.to_owned(), work_id: keyed.work_id });
-                }
-                return Ok(Some(keyed));
-            }
-            let keyed = Keyed {
-                work_id: new_work_id(),
-                run_id: self.open_run(caller, nested, request.run_id.as_ref()).await?,
-                order: order.clone(),
-            };
-            let value = Bytes::from(serde_json::to_vec(&keyed).unwrap_or_default());
-            let kept = self.config().lattice.storage.max_age.get();
-            match table.put(Bucket::Keys, &row_key, value, Expect::Absent, Some(kept)).await {
-                Ok(_) => return Ok(Some(keyed)),
-                Err(transport::Error::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
     #[expect(clippy::too_many_arguments, reason = "the parts of an order, each decided elsewhere")]
     async fn order(
         &self,
         caller: &Caller,
         agent: &Agent,
         request: Request,
-        work_id: WorkId,
-        run_id: RunId,
+        (work_id, run_id): (WorkId, RunId),
+        above: &[Allowance],
         priority: i32,
         timeout: Span,
     ) -> Result<Assignment> {
-        let size = size_of(&request);
-        let (mut task, mut context, mut input_ref) = (request.task, request.context, None);
-        if size > INPUT_INLINE_MAX {
-            let whole = serde_json::to_vec(&json!({"task": task, "context": context})).unwrap_or_default();
-            input_ref = Some(self.0.transport.blobs.put(&mut whole.as_slice(), Media::Json).await?);
-            context = serde_json::Map::new();
-            task = task.chars().take(TASK_SHOWN_MAX).collect();
-        }
-        let budgets = request.budget.map(|budget| Allowance { run_id: run_id.clone(), budget }).into_iter().collect();
+        let own = request.budget.map(|budget| Allowance { run_id: run_id.clone(), budget });
         let limits = &self.config().lattice.work;
-        let trace_id = request.trace.map_or_else(|| trace_of(&run_id.root()), |trace| trace.trace_id);
-        Ok(Assignment {
+        let parallel = |map: &Items| map.parallel.and_then(|parallel| u32::try_from(parallel).ok());
+        let spec = |map: &Items| Spec {
+            items: Vec::new(),
+            count: u32::try_from(map.items.len()).unwrap_or(u32::MAX),
+            parallel: parallel(map).unwrap_or(limits.map_parallel),
+            lane: agent.lane.clone(),
+        };
+        let mut order = Assignment {
             work_id,
+            trace_id: request.trace.map_or_else(|| trace_of(&run_id.root()), |trace| trace.trace_id),
             orchestrator_run_id: run_id,
             parent_work_id: caller.work().map(|bound| bound.work_id),
             originating_station: self.0.registry.me().station.clone(),
             target_station: agent.station.clone(),
             agent_name: request.agent,
-            task,
-            context,
-            input_ref,
+            task: String::new(),
+            context: Map::new(),
+            input_ref: None,
             assigned_at: now(),
             timeout,
             queue_timeout: request.queue_timeout.or(agent.manifest.limits.queue).or(limits.queue_timeout),
             silence_timeout: request.silence_timeout,
             priority,
-            trace_id,
             span_id: new_span_id(),
             owner: caller.owner().cloned(),
             accept: request.accept,
-            budgets,
+            budgets: above.iter().cloned().chain(own).collect(),
             redrives: None,
-        })
+            after: request.after,
+            map: request.map.as_ref().map(spec),
+        };
+        let items = request.map.map(|map| map.items).unwrap_or_default();
+        self.orders().pack(&mut order, Input { task: request.task, context: request.context, items }).await?;
+        Ok(order)
     }
 }
 
-/// How many bytes a task and its context have together.
+/// How many bytes a task, its context and its items have together.
 fn size_of(request: &Request) -> usize {
     let context = if request.context.is_empty() { 0 } else { serde_json::to_vec(&request.context).map_or(usize::MAX, |json| json.len()) };
-    request.task.len().saturating_add(context)
-}
-
-pub(super) fn digest(value: &Value) -> String {
-    let hash = Sha256::digest(value.to_string().as_bytes());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    let items = request.map.as_ref().map_or(0, |map| serde_json::to_vec(&map.items).map_or(usize::MAX, |json| json.len()));
+    request.task.len().saturating_add(context).saturating_add(items)
 }
 
 impl Schemas {
@@ -322,14 +326,15 @@ impl Schemas {
         Self(Mutex::new(compiled))
     }
 
-    fn check(&self, agent: &Agent, request: &Request) -> Result<()> {
+    /// Checks a context; `noun` says in problems which one it is.
+    fn check(&self, agent: &Agent, context: &Map<String, Value>, noun: &str) -> Result<()> {
         let Some(schema) = &agent.manifest.input_schema else { return Ok(()) };
         let validator = self.compiled(&agent.manifest.name, schema)?;
-        let context = Value::Object(request.context.clone());
+        let context = Value::Object(context.clone());
         let problems: Vec<String> = validator
             .iter_errors(&context)
             .take(PROBLEMS_SHOWN_MAX)
-            .map(|error| format!("at context{}: {}", error.instance_path(), shorten(&error.to_string())))
+            .map(|error| format!("at {noun}{}: {}", error.instance_path(), shorten(&error.to_string())))
             .collect();
         if problems.is_empty() { Ok(()) } else { Err(Error::BadInput { agent: agent.manifest.name.clone(), problems }) }
     }

@@ -7,7 +7,7 @@
 use tokio::sync::MutexGuard;
 
 use super::{Bound, Caller, Dispatcher, Error, Result, is_away};
-use crate::model::budget::Allowance;
+use crate::model::budget::{Allowance, Spent};
 use crate::model::id::RunId;
 
 /// The turn to assign below a run.
@@ -31,8 +31,8 @@ impl Dispatcher {
         Ok(Some(Nested { budgets, _turn: turn }))
     }
 
-    /// Whether one more work has room below a run.
-    pub(super) async fn leave_room(&self, run_id: &RunId, nested: &Nested<'_>) -> Result<()> {
+    /// Whether one more work has room below a run; `works` is how many it is with its items.
+    pub(super) async fn leave_room(&self, run_id: &RunId, nested: &Nested<'_>, works: u64) -> Result<()> {
         let limits = &self.config().lattice.work;
         let top = top_of(run_id);
         let (own, below) = self.0.runs.fan_out(run_id, &top).await?;
@@ -40,12 +40,13 @@ impl Dispatcher {
             let place = format!("by run {run_id}");
             return Err(Error::TooWide { used: own, place, max: limits.children_max, key: "lattice.work.children_max" });
         }
-        if below >= u64::from(limits.descendants_max) {
+        if below.saturating_add(works) > u64::from(limits.descendants_max) {
             let place = format!("below run {top}");
             return Err(Error::TooWide { used: below, place, max: limits.descendants_max, key: "lattice.work.descendants_max" });
         }
         for allowance in &nested.budgets {
             let spent = self.0.runs.spent(&allowance.run_id, None).await?;
+            let spent = Spent { works: spent.works.saturating_add(works - 1), ..spent };
             if let Some(excess) = allowance.before_work(&spent) {
                 return Err(excess.into());
             }

@@ -4,11 +4,12 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use super::assign::{Keyed, digest};
-use super::{Assigned, Dispatcher, Error, Request, Result};
+use super::keys::{Keyed, digest};
+use super::{Assigned, Caller, Dispatcher, Error, Items, Request, Result};
 use crate::model::budget::Allowance;
 use crate::model::event::Kind;
 use crate::model::id::{RunId, WorkId};
+use crate::model::map::Spec;
 use crate::model::work::{Assignment, Status, Work};
 use crate::telemetry::{new_span_id, new_work_id, now};
 use crate::transport::{self, Bucket, Expect};
@@ -35,6 +36,9 @@ impl Dispatcher {
         let request = request(order);
         // A large input stands in a blob, and was checked when it came.
         let agent = if order.input_ref.is_some() { self.find(&request)? } else { self.vet(&request)?.0 };
+        if let Some(after) = &order.after {
+            self.vet_after(&Caller::stateless(), after).await?;
+        }
         let (work_id, run_id) = self.named_anew(&old).await?;
         let mut assigned = Assigned {
             work_id,
@@ -58,9 +62,10 @@ impl Dispatcher {
                     assigned_at: now(),
                     span_id: new_span_id(),
                     redrives: Some(id),
+                    map: order.map.clone().map(|spec| Spec { lane: agent.lane.clone(), ..spec }),
                     ..order.clone()
                 };
-                self.hand_over(agent, again).await?;
+                self.put(again, agent.lane).await?;
             }
         }
         let event = self.event(&old, 0, Kind::Redriven { work_id });
@@ -79,9 +84,9 @@ impl Dispatcher {
                 return Ok((keyed.work_id, keyed.run_id));
             }
             let parent = old.run_id.parent().unwrap_or_else(|| old.run_id.clone());
-            // A root's first child was made with the root.
-            let floor = u64::from(parent.parent().is_none());
-            let keyed = Keyed { work_id: new_work_id(), run_id: self.child_of(&parent, floor).await?, order: "redriven".into() };
+            let floor = self.numbered(old, &parent).await?;
+            let run_id = self.child_of(&parent, floor).await?;
+            let keyed = Keyed { work_id: new_work_id(), run_id, order: "redriven".into(), done: false };
             let value = Bytes::from(serde_json::to_vec(&keyed).unwrap_or_default());
             let kept = self.config().lattice.storage.max_age.get();
             match table.put(Bucket::Keys, &key, value, Expect::Absent, Some(kept)).await {
@@ -90,6 +95,18 @@ impl Dispatcher {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl Dispatcher {
+    /// How many children of a run have their number without having fetched it: a root's first one, and the items of an order.
+    async fn numbered(&self, old: &Work, parent: &RunId) -> Result<u64> {
+        if parent.parent().is_none() {
+            return Ok(1);
+        }
+        let Some(above) = old.assignment.as_ref().and_then(|order| order.parent_work_id) else { return Ok(0) };
+        let above = self.orders().standing(above).await?.and_then(|work| work.assignment.clone());
+        Ok(above.and_then(|order| order.map.as_ref().map(|map| map.count.into())).unwrap_or(0))
     }
 }
 
@@ -115,6 +132,8 @@ fn request(order: &Assignment) -> Request {
         trace: None,
         accept: order.accept.clone(),
         budget: None,
+        after: order.after.clone(),
+        map: order.map.as_ref().map(|map| Items { items: map.items.clone(), parallel: Some(map.parallel.into()) }),
     }
 }
 

@@ -13,12 +13,15 @@ use tracing::Instrument;
 use super::claim::{Meter, refutation};
 use super::policy::{self, Verdict};
 use super::{Inner, TROUBLE_PAUSE};
+use crate::model::after;
 use crate::model::agent::Definition;
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Side};
-use crate::model::id::RunId;
+use crate::model::id::{RunId, WorkId};
+use crate::model::output::Output;
 use crate::model::retry::{self, After, Policy};
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Assignment, Exchange, Status, Work};
+use crate::orders;
 use crate::registry::Identity;
 use crate::runner::{Answer, Ended, Line, Order, Report};
 use crate::telemetry::now;
@@ -141,6 +144,7 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
                     return Ok(());
                 }
                 let failure = match &work {
+                    Some(work) if work.waits_for().is_some() || assignment.map.is_some() => waited_too_long(work),
                     Some(work) if !work.attempts.is_empty() => out_of_time(&assignment, work),
                     _ => never_began(&assignment, paused_until(leaf, taken).await?),
                 };
@@ -178,6 +182,16 @@ fn never_began(assignment: &Assignment, paused: Option<Timestamp>) -> Failure {
     Failure::new(FailureKind::QueueTimeout, format!("timed out after {waited} in the queue of station {station}: {why}"))
 }
 
+fn waited_too_long(work: &Work) -> Failure {
+    match work.waits_for() {
+        Some(after) => {
+            let text = format!("timed out: what it waits for did not settle in time: {}", shown(&after.work_ids));
+            Failure::new(FailureKind::QueueTimeout, text)
+        }
+        None => Failure::new(FailureKind::TotalTimeout, "timed out: its items did not settle in time (lattice.work.wait_max)"),
+    }
+}
+
 fn out_of_time(assignment: &Assignment, work: &Work) -> Failure {
     if let Some(ask) = work.open_question() {
         let text = format!("timed out: nobody answered question {} ({}) in time", ask.ask, ask.reason);
@@ -189,6 +203,12 @@ fn out_of_time(assignment: &Assignment, work: &Work) -> Failure {
         None => format!("attempt {last} had no more sign of life from its process, and what came of it is unknown"),
     };
     Failure::new(FailureKind::TotalTimeout, format!("timed out after {} in all; {ended}", assignment.timeout))
+}
+
+fn shown(ids: &[WorkId]) -> String {
+    const SHOWN_MAX: usize = 5;
+    let named: Vec<String> = ids.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
+    if ids.len() > SHOWN_MAX { format!("{} and {} more", named.join(", "), ids.len() - SHOWN_MAX) } else { named.join(", ") }
 }
 
 fn event(leaf: &Inner, run_id: &RunId, delivery: &Delivery, kind: Kind) -> Event {
@@ -215,11 +235,48 @@ impl Attempt<'_> {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-            Verdict::Run => match self.hindrance(&work).await? {
-                Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-                None => self.execute(&work, following, inbox).await,
+            Verdict::Run => match self.ready().await? {
+                Ready::Yes(order) => match self.hindrance(&work).await? {
+                    Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
+                    None => self.execute(&work, order, following, inbox).await,
+                },
+                Ready::NotYet(at) => {
+                    let failure = Failure::new(FailureKind::HandedBack, "a work that it waits for has not settled");
+                    self.release(at, None, Kind::Retrying { failure, next_at: at }).await.map(|_| ())
+                }
+                Ready::Never(kind) => self.settle(vec![self.record(kind)]).await,
             },
         }
+    }
+
+    /// Whether the work may start as things stand, and with which order: its parent may have been called off, and what it waits for
+    /// may not have settled.
+    async fn ready(&self) -> Result<Ready> {
+        let (orders, order) = (&self.leaf.orders, &self.assignment);
+        if let Some(parent) = order.parent_work_id
+            && let Some(reason) = self.asking(|| orders.called_off_with(parent)).await?
+        {
+            return Ok(Ready::Never(Kind::Cancelled { reason: Some(reason) }));
+        }
+        let Some(after) = &order.after else { return Ok(Ready::Yes(order.clone())) };
+        let (verdict, works) = self.asking(|| orders.verdict(after)).await?;
+        Ok(match verdict {
+            after::Verdict::Wait => Ready::NotYet(now().after(self.leaf.config.lattice.work.recheck.get())),
+            after::Verdict::Fail(failure) => Ready::Never(Kind::Failed { failure, duration_ms: 0 }),
+            after::Verdict::Cancel(reason) => Ready::Never(Kind::Cancelled { reason: Some(reason) }),
+            after::Verdict::Start => Ready::Yes(Arc::new(self.asking(|| orders.filled(order, &works)).await?)),
+        })
+    }
+
+    /// Asks until the server and the store answer.
+    async fn asking<T, F: Future<Output = std::result::Result<T, orders::Error>>>(&self, ask: impl Fn() -> F) -> Result<T> {
+        let asked = || async {
+            ask().await.map_err(|error| match error {
+                orders::Error::Transport(error) => error,
+                other => crate::transport::Error::Store(other.to_string().into()),
+            })
+        };
+        self.retrying(asked).await
     }
 
     /// The attempt stands on the log; what else stands there, and what comes after it? Whoever came first, wins.
@@ -265,12 +322,12 @@ impl Attempt<'_> {
         self.leaf.config.lattice.retry.policy().with(&manifest.retry, &manifest.limits)
     }
 
-    async fn execute(&self, work: &Work, following: Following, inbox: mpsc::Receiver<Word>) -> Result<()> {
+    async fn execute(&self, work: &Work, assignment: Arc<Assignment>, following: Following, inbox: mpsc::Receiver<Word>) -> Result<()> {
         let (reports, heard) = mpsc::channel(REPORTS_MAX);
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let stop = CancellationToken::new();
         let order = Order {
-            assignment: self.assignment.clone(),
+            assignment,
             attempt: self.delivery.attempt,
             definition: self.definition.clone(),
             exchanges: work.exchanges.clone(),
@@ -297,20 +354,20 @@ impl Attempt<'_> {
         match (ended, watch.why.take()) {
             (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms, checks })]).await,
             (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(Why::Failed(failure))) => {
-                self.failed(work, failure, watch.deadline(), duration_ms).await
+                self.failed(work, failure, watch.printed.take(), watch.deadline(), duration_ms).await
             }
-            (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, duration_ms).await,
+            (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, watch.printed.take(), duration_ms).await,
             (Ended::Failed(failure), None) if failure.kind == FailureKind::Quota => self.out_of_quota(failure).await,
-            (Ended::Failed(failure), None) => self.failed(work, failure, watch.deadline(), duration_ms).await,
+            (Ended::Failed(failure), None) => self.failed(work, failure, None, watch.deadline(), duration_ms).await,
             (Ended::Parked, None) => self.park(watch.last_ask).await,
-            (Ended::Stopped, None) => self.stopped(Why::HandBack, duration_ms).await,
+            (Ended::Stopped, None) => self.stopped(Why::HandBack, None, duration_ms).await,
         }
     }
 
-    async fn stopped(&self, why: Why, duration_ms: u64) -> Result<()> {
+    async fn stopped(&self, why: Why, printed: Option<Output>, duration_ms: u64) -> Result<()> {
         match why {
-            Why::Cancelled(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
-            Why::Failed(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms })]).await,
+            Why::Cancelled(reason) => self.settle(self.ends(printed, Kind::Cancelled { reason })).await,
+            Why::Failed(failure) => self.settle(self.ends(printed, Kind::Failed { failure, duration_ms })).await,
             Why::Lost => {
                 // No crash, and no failure: what was given up for another attempt burns none.
                 let failure = Failure::new(FailureKind::HandedBack, "another attempt holds the work, or it has settled");
@@ -324,10 +381,15 @@ impl Attempt<'_> {
         }
     }
 
-    async fn failed(&self, work: &Work, failure: Failure, deadline: Timestamp, duration_ms: u64) -> Result<()> {
+    /// What stands on the log at the end of an agent that was stopped: what it had printed comes first.
+    fn ends(&self, printed: Option<Output>, end: Kind) -> Vec<Record> {
+        printed.map(Kind::Printed).into_iter().chain([end]).map(|kind| self.record(kind)).collect()
+    }
+
+    async fn failed(&self, work: &Work, failure: Failure, printed: Option<Output>, deadline: Timestamp, duration_ms: u64) -> Result<()> {
         let burnt = work.attempts_burnt(self.delivery.attempt) + 1;
         match retry::after(failure, burnt, &self.policy(), self.delivery.id, now(), deadline) {
-            After::Fail(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms })]).await,
+            After::Fail(failure) => self.settle(self.ends(printed, Kind::Failed { failure, duration_ms })).await,
             After::Retry(failure, next_at) => {
                 self.release(next_at, None, Kind::Retrying { failure, next_at }).await?;
                 self.heed_late_words().await
@@ -422,6 +484,16 @@ impl Attempt<'_> {
     }
 }
 
+/// Whether a work may start.
+enum Ready {
+    /// With this order.
+    Yes(Arc<Assignment>),
+    /// It is looked at again at this moment.
+    NotYet(Timestamp),
+    /// This is its end.
+    Never(Kind),
+}
+
 /// Goes along with the work while an attempt at it runs: nothing that is said of it after the taking is missed.
 struct Ears<'a> {
     attempt: &'a Attempt<'a>,
@@ -465,6 +537,8 @@ struct Watch<'a> {
     before: Vec<Exchange>,
     /// Those of these questions that this attempt has asked again, and that are still open.
     again: Vec<u32>,
+    /// What the agent had printed when it was stopped.
+    printed: Option<Output>,
     /// Since when it waits for an answer.
     waiting: Option<Timestamp>,
     /// How long it has waited for answers before.
@@ -491,6 +565,7 @@ impl<'a> Watch<'a> {
             last_ask: None,
             before: if attempt.definition.runner.hears_answers() { work.exchanges.clone() } else { Vec::new() },
             again: Vec::new(),
+            printed: None,
             waiting: None,
             waited: work.waited(now()),
             silence: silence.map_or(Duration::MAX, Span::get),
@@ -635,6 +710,10 @@ impl<'a> Watch<'a> {
             Report::Alive => return Ok(()),
             Report::Used(more) => {
                 self.meter.add(more);
+                return Ok(());
+            }
+            Report::Printed(output) => {
+                self.printed = Some(output);
                 return Ok(());
             }
             Report::Progress { pct, message } => Kind::Progress { pct, message },

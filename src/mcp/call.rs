@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use crate::dispatcher::{Bound, Caller};
+use crate::model::after::{After, IfFailed};
 use crate::model::id::WorkId;
 use crate::model::time::Span;
 use crate::telemetry::TraceContext;
@@ -183,6 +184,46 @@ impl Arguments {
             Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
             Some(_) => self.object(name).map(Some),
         }
+    }
+
+    /// A list of any JSON values; JSON text of one will do.
+    pub(super) fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>, Problem> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+            Some(Value::String(text)) => match serde_json::from_str(&text) {
+                Ok(Value::Array(list)) => Ok(Some(list)),
+                _ => Err(bad(name, "a list", &Value::String(text))),
+            },
+            Some(other) => Err(bad(name, "a list", &other)),
+        }
+    }
+
+    /// The works to wait for, each once, and what happens when one of them has no result.
+    pub(super) fn after(&mut self) -> Result<Option<After>, Problem> {
+        let choices = [("follow", IfFailed::Follow), ("fail", IfFailed::Fail), ("cancel", IfFailed::Cancel), ("run", IfFailed::Run)];
+        let if_failed = self.word("if_failed", &choices)?;
+        let list = match self.0.remove("after") {
+            Some(Value::String(text)) => {
+                text.split([',', ' ']).filter(|id| !id.is_empty()).map(|id| Value::from(id.trim_matches(['[', ']', '"']))).collect()
+            }
+            Some(Value::Array(list)) => list,
+            None | Some(Value::Null) => Vec::new(),
+            Some(other) => return Err(bad("after", "a list of work ids", &other)),
+        };
+        let mut work_ids: Vec<WorkId> = Vec::with_capacity(list.len());
+        for item in &list {
+            let Value::String(text) = item else { return Err(bad("after", "a list of work ids", item)) };
+            let id = text.trim().parse()?;
+            if !work_ids.contains(&id) {
+                work_ids.push(id);
+            }
+        }
+        if work_ids.is_empty() && if_failed.is_some() {
+            return Err(Problem::new("if_failed was given without after", "Call again with after: the ids of the works to wait for."));
+        }
+        Ok((!work_ids.is_empty()).then(|| After { work_ids, if_failed: if_failed.unwrap_or_default() }))
     }
 
     /// Any JSON value.

@@ -24,6 +24,10 @@ use crate::runs::Outlook;
 const EVIDENCE_MAX: usize = 4096;
 /// How long the whole list of what is outstanding may be: 400 tokens.
 const OUTSTANDING_MAX: usize = 1600;
+/// How many of the works that a work waits for a report names.
+const WAITS_SHOWN_MAX: usize = 10;
+/// How to read what does not stand in a report.
+const READ_PRINTED: &str = "call check_work with this work_id and lines, grep or bytes";
 /// How many settled works stand beside what is outstanding.
 const SETTLED_SHOWN_MAX: usize = 3;
 /// How many works that ask for help are shown.
@@ -113,6 +117,12 @@ impl<'a> Reporter<'a> {
         if work.late_events > 0 {
             report.insert("late_events".into(), work.late_events.into());
         }
+        if let Some(map) = work.assignment.as_ref().and_then(|order| order.map.as_ref()) {
+            report.insert("items".into(), map.count.into());
+        }
+        if let Some(output) = &work.printed {
+            report.insert("printed".into(), printed(output));
+        }
         match &work.outcome {
             Some(Outcome::Complete(output)) => self.result(&mut report, work, output),
             Some(Outcome::Failed(failure)) => failed(&mut report, failure),
@@ -172,6 +182,13 @@ impl<'a> Reporter<'a> {
         }
         if !progress.is_empty() {
             report.insert("progress".into(), progress.into());
+        }
+        if let Some(after) = work.waits_for() {
+            let shown: Vec<String> = after.work_ids.iter().take(WAITS_SHOWN_MAX).map(ToString::to_string).collect();
+            if shown.len() < after.work_ids.len() {
+                report.insert("waits_for_in_all".into(), after.work_ids.len().into());
+            }
+            report.insert("waits_for".into(), shown.into());
         }
         if let Some(at) = work.retry_at {
             report.insert("retry_at".into(), at.to_string().into());
@@ -258,6 +275,16 @@ fn no_sign_of_life(attempt: &Attempt) -> String {
          unknown until it is back, another attempt settles the work, or its time is up",
         attempt.station, attempt.number
     )
+}
+
+/// What a stopped agent had printed: its end, and how to read all of it.
+fn printed(output: &Output) -> Value {
+    let (sha256, size) = results::digest(output);
+    match output {
+        Output::Inline(value) if text_len(value) <= EVIDENCE_MAX => json!(Output::inline_text(value)),
+        Output::Inline(value) => json!({ "end": tail(&Output::inline_text(value), EVIDENCE_MAX), "size": size, "next": READ_PRINTED }),
+        Output::Blob(_) => json!({ "sha256": sha256, "size": size, "next": READ_PRINTED }),
+    }
 }
 
 fn failed(report: &mut Map<String, Value>, failure: &Failure) {

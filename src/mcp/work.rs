@@ -11,7 +11,7 @@ use super::call::Call;
 use super::problem::Problem;
 use super::report::{self, Reporter};
 use super::server::Server;
-use crate::dispatcher::{Caller, Request};
+use crate::dispatcher::{Caller, Items, Request};
 use crate::model::accept::Criteria;
 use crate::model::budget::Budget;
 use crate::model::id::WorkId;
@@ -60,6 +60,10 @@ impl Server {
             "idempotency_key": {"type": "string", "description": "The same key never assigns twice"},
             "accept": {"type": "object", "description": "Checked before it counts as done: {command: [argv], timeout, schema: of the result, paths: [must exist]}"},
             "budget": {"type": "object", "description": "For it and all it assigns: {tokens, cost_usd, turns, works}"},
+            "after": {"type": "array", "items": {"type": "string"}, "description": "Works that must complete first; the agent gets their results"},
+            "if_failed": {"enum": ["follow", "fail", "cancel", "run"], "description": "If one of them does not complete"},
+            "map": {"type": "array", "items": {}, "description": "One work per item under one work_id: objects join context, else {item} in task"},
+            "parallel": {"type": "integer", "description": "Items at once"},
         }), &["agent_name", "task"]),
         output_schema = object(json!({
             "work_id": {"type": "string"}, "agent_name": {"type": "string"}, "station": {"type": "string"},
@@ -88,6 +92,16 @@ impl Server {
             trace,
             accept: arguments.optional_object("accept")?.map(|given| Criteria::read(&given)).transpose()?,
             budget: arguments.optional_object("budget")?.map(|given| Budget::read(&given)).transpose()?,
+            after: arguments.after()?,
+            map: arguments
+                .list("map")?
+                .map(|items| Ok::<_, Problem>(Items { items, parallel: arguments.integer("parallel")? }))
+                .transpose()?,
+        };
+        let waits = match (&request.map, &request.after) {
+            (Some(map), _) => Some(format!("{} items under this one work_id: await_work waits for all of them", map.items.len())),
+            (None, Some(_)) => Some("it starts once the works in after are complete, and its timeout counts from then".to_owned()),
+            (None, None) => None,
         };
         let assigned = self.dispatcher().assign(&caller, request).await?;
         let mut answer = fields(json!({
@@ -98,6 +112,9 @@ impl Server {
             "root_run_id": assigned.root_run_id,
             "status": "ASSIGNED",
         }));
+        if let Some(note) = waits.filter(|_| !assigned.known) {
+            answer.insert("note".into(), note.into());
+        }
         if assigned.known {
             answer.insert("note".into(), "this idempotency_key was known: this is the work of the first order".into());
         } else if !assigned.online {
@@ -242,7 +259,12 @@ impl Server {
 
     async fn part(&self, id: WorkId, selector: &Selector) -> Result<Answer, Problem> {
         let work = self.dispatcher().check(id).await?;
-        let Some(Outcome::Complete(output)) = &work.outcome else {
+        let output = match &work.outcome {
+            Some(Outcome::Complete(output)) => Some(output),
+            // What an agent had printed when it was stopped is all there is.
+            _ => work.printed.as_ref(),
+        };
+        let Some(output) = output else {
             let next = if work.status.is_settled() { "Call check_work with the work_id alone." } else { "Wait for it with await_work." };
             return Err(Problem::new(format_args!("work {id} is {} and has no result", work.status.label()), next));
         };

@@ -100,6 +100,10 @@ pub enum Kind {
         /// The new work.
         work_id: WorkId,
     },
+    /// All that it waited for has settled, and it may start.
+    Released,
+    /// What an attempt that was stopped had printed.
+    Printed(Output),
     /// An event type of another version: kept and skipped.
     Other(String),
 }
@@ -204,6 +208,8 @@ pub enum FailureKind {
     Refuted,
     /// A budget of the run is used up.
     Budget,
+    /// A work that it waited for, or one of its items, did not complete.
+    Dependency,
     /// A kind of another version.
     #[serde(other)]
     Unknown,
@@ -249,6 +255,8 @@ impl Kind {
             Self::Cancelled { .. } => "WORK_CANCELLED",
             Self::Used(_) => "WORK_USAGE",
             Self::Redriven { .. } => "WORK_REDRIVEN",
+            Self::Released => "WORK_RELEASED",
+            Self::Printed(_) => "WORK_PRINTED",
             Self::Other(kind) => kind,
         }
     }
@@ -315,6 +323,10 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
     Value::deserialize(deserializer).map(Some)
 }
 
+fn output(blob: Option<BlobRef>, inline: Option<Value>) -> Output {
+    blob.map_or_else(|| Output::Inline(inline.unwrap_or(Value::Null)), Output::Blob)
+}
+
 impl Wire {
     fn of(event: Event) -> Self {
         let mut wire = Self {
@@ -349,7 +361,9 @@ impl Wire {
         };
         match event.kind {
             Kind::Assigned(assignment) => wire.assignment = Some(assignment),
-            Kind::Accepted | Kind::Other(_) => {}
+            Kind::Accepted | Kind::Released | Kind::Other(_) => {}
+            Kind::Printed(Output::Inline(value)) => wire.result = Some(value),
+            Kind::Printed(Output::Blob(blob)) => wire.result_ref = Some(blob),
             Kind::Progress { pct, message } => (wire.progress_pct, wire.progress_msg) = (pct, message),
             Kind::Complete { result, duration_ms, checks } => {
                 (wire.duration_ms, wire.checks) = (Some(duration_ms), checks);
@@ -384,10 +398,7 @@ impl Wire {
             "WORK_ACCEPTED" => Kind::Accepted,
             "WORK_PROGRESS" => Kind::Progress { pct: self.progress_pct, message: self.progress_msg },
             "WORK_COMPLETE" => Kind::Complete {
-                result: match self.result_ref {
-                    Some(blob) => Output::Blob(blob),
-                    None => Output::Inline(self.result.unwrap_or(Value::Null)),
-                },
+                result: output(self.result_ref, self.result),
                 duration_ms: self.duration_ms.unwrap_or(0),
                 checks: self.checks,
             },
@@ -414,6 +425,8 @@ impl Wire {
                 Kind::Used(Some(reported).filter(Usage::is_plausible).unwrap_or_default())
             }
             "WORK_REDRIVEN" => Kind::Redriven { work_id: self.redriven_as.ok_or_else(|| missing("redriven_as"))? },
+            "WORK_RELEASED" => Kind::Released,
+            "WORK_PRINTED" => Kind::Printed(output(self.result_ref, self.result)),
             _ => Kind::Other(self.kind),
         };
         Ok(Event {

@@ -248,6 +248,11 @@ impl RunId {
         Some(Self(parent.into()))
     }
 
+    /// Whether it is this run, or one below it.
+    pub fn is_within(&self, above: &Self) -> bool {
+        self.0.strip_prefix(&*above.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    }
+
     /// How many runs stand above this one.
     pub fn depth(&self) -> usize {
         self.0[UUID_LEN..].bytes().filter(|b| *b == b'-').count()
@@ -330,6 +335,8 @@ mod tests {
         assert_eq!(grandchild.parent(), Some(root.child(2)));
         assert_eq!(grandchild.root(), root);
         assert_eq!(root.parent(), None);
+        assert!(grandchild.is_within(&root.child(2)) && grandchild.is_within(&grandchild) && grandchild.is_within(&root));
+        assert!(!root.child(21).is_within(&root.child(2)) && !root.is_within(&grandchild));
         assert_eq!(grandchild.depth(), 2);
         assert_eq!(grandchild.as_str().parse::<RunId>(), Ok(grandchild.clone()));
     }

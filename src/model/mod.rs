@@ -3,11 +3,13 @@
 //! Nothing here knows tokio, I/O or the clock; functions take `now`.
 
 pub mod accept;
+pub mod after;
 pub mod agent;
 pub mod audit;
 pub mod budget;
 pub mod event;
 pub mod id;
+pub mod map;
 pub mod output;
 pub mod owner;
 pub mod pace;

@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::accept::{Check, Claim, Criteria};
+use super::after::After;
 use super::budget::{Allowance, Usage};
 use super::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Side};
 use super::id::{AgentName, InstanceId, RunId, StationId, WorkId};
+use super::map;
 use super::output::{BlobRef, Output};
 use super::owner::Owner;
 use super::run::Run;
@@ -65,6 +67,12 @@ pub struct Assignment {
     /// The work that failed, of which this is another try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redrives: Option<WorkId>,
+    /// The works that it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<After>,
+    /// The items of which each is a work of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<map::Spec>,
 }
 
 impl Assignment {
@@ -294,6 +302,10 @@ pub struct Work {
     pub attempts: Vec<Attempt>,
     /// No attempt before this moment.
     pub retry_at: Option<Timestamp>,
+    /// When all that it waited for had settled.
+    pub released_at: Option<Timestamp>,
+    /// What an attempt that was stopped had printed.
+    pub printed: Option<Output>,
     /// Why somebody asked to cancel.
     pub cancel_reason: Option<String>,
     /// How it ended.
@@ -340,6 +352,8 @@ impl Work {
             exchanges: Vec::new(),
             attempts: Vec::new(),
             retry_at: None,
+            released_at: None,
+            printed: None,
             cancel_reason: None,
             outcome: None,
             duration_ms: None,
@@ -366,6 +380,8 @@ impl Work {
             exchanges: Vec::new(),
             attempts: Vec::new(),
             retry_at: None,
+            released_at: None,
+            printed: None,
             cancel_reason: None,
             outcome: run.outcome.clone(),
             duration_ms: run.duration_ms,
@@ -386,7 +402,10 @@ impl Work {
     pub fn heeds(&self, event: &Event) -> bool {
         let holds = self.assignment.as_ref().is_none_or(|order| order.target_station == event.station);
         match (event.side, &event.kind) {
-            (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. } | Kind::Used(_))
+            // No leaf runs an order over many items: whoever finds how far its works are says so.
+            (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. }) if self.is_map() => true,
+            (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. })
+            | (Side::Assigner, Kind::Used(_) | Kind::Printed(_))
             | (Side::Leaf, Kind::Answered { .. } | Kind::Redriven { .. }) => false,
             (Side::Leaf, Kind::Cancelled { .. }) if event.attempt == 0 => false,
             // A leaf that found no order on the log repeats the one that its hook had.
@@ -417,7 +436,7 @@ impl Work {
                 return;
             }
             // A leaf that accepts settled work finds out and stops: nothing to keep.
-            self.late_events += u32::from(!matches!(event.kind, Kind::Assigned(_) | Kind::Other(_) | Kind::Accepted));
+            self.late_events += u32::from(!matches!(event.kind, Kind::Assigned(_) | Kind::Other(_) | Kind::Accepted | Kind::Released));
             return;
         }
         self.status = before.after(event);
@@ -425,13 +444,30 @@ impl Work {
             self.note_end(event);
             self.settle(event);
         } else if !self.take_in(before, event) {
-            self.late_events += 1;
+            // Several may release a work.
+            self.late_events += u32::from(!matches!(event.kind, Kind::Released));
             return;
         }
         if !matches!(event.kind, Kind::Redriven { .. } | Kind::Other(_)) {
             event.kind.wire_type().clone_into(&mut self.event);
             self.updated_at = self.updated_at.max(event.at);
         }
+    }
+
+    /// Whether it is an order over many items, each of which is a work of its own.
+    pub fn is_map(&self) -> bool {
+        self.assignment.as_ref().is_some_and(|order| order.map.is_some())
+    }
+
+    /// Whether somebody cancelled it, or asked for that.
+    pub fn is_called_off(&self) -> bool {
+        self.status == Status::Cancelled || self.status.mark().is_some_and(|mark| mark.cancelling)
+    }
+
+    /// The works that it waits for, as long as it does.
+    pub fn waits_for(&self) -> Option<&After> {
+        let waits = matches!(self.status, Status::Pending(_)) && self.attempts.is_empty() && self.released_at.is_none();
+        self.assignment.as_ref().filter(|_| waits)?.after.as_ref()
     }
 
     /// The question that waits for an answer.
@@ -485,12 +521,25 @@ impl Work {
         };
         let asked = |exchange: &Exchange| exchange.ask.reason.len() + json_len(&exchange.ask.context) + json_len(&exchange.answer);
         let checks: usize = self.checks.iter().map(|check| check.found.len() + check.output.len()).sum();
-        checks + order + outcome + self.exchanges.iter().map(asked).sum::<usize>()
+        let items = self.assignment.as_ref().and_then(|order| order.map.as_ref()).map_or(0, |map| json_len(&map.items));
+        let printed = match &self.printed {
+            Some(Output::Inline(value)) => json_len(value),
+            _ => 0,
+        };
+        checks + order + outcome + items + printed + self.exchanges.iter().map(asked).sum::<usize>()
     }
 
-    /// How long it waited for answers in all, up to now; that time does not count against its timeout.
+    /// How long it waited for other works and for answers in all, up to now; that time does not count against its timeout.
     pub fn waited(&self, now: Timestamp) -> std::time::Duration {
-        self.exchanges.iter().map(|exchange| exchange.answered_at.unwrap_or(now).since(exchange.asked_at)).sum()
+        let answers = self.exchanges.iter().map(|exchange| exchange.answered_at.unwrap_or(now).since(exchange.asked_at));
+        answers.chain([self.held_back(now)]).sum()
+    }
+
+    /// How long it waited for other works.
+    fn held_back(&self, now: Timestamp) -> std::time::Duration {
+        let Some(order) = self.assignment.as_ref().filter(|order| order.after.is_some()) else { return std::time::Duration::ZERO };
+        let began = self.released_at.or(self.attempts.first().map(|attempt| attempt.started_at));
+        began.unwrap_or(now).since(order.assigned_at)
     }
 
     fn note_attempt(&mut self, event: &Event) {
@@ -579,6 +628,8 @@ impl Work {
                 self.retry_at = Some(*next_at);
                 self.checks.clone_from(&failure.checks);
             }
+            Kind::Released if self.waits_for().is_some() => self.released_at = Some(event.at),
+            Kind::Printed(output) => self.printed = Some(output.clone()),
             Kind::Cancelled { reason } => self.cancel_reason = reason.clone(),
             Kind::Escalate(asked) => match self.exchanges.iter_mut().find(|known| known.ask.ask == asked.ask) {
                 Some(known) => known.ask.parked |= asked.parked,

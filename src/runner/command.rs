@@ -174,7 +174,12 @@ impl Program {
             Run { context, shared, child, tree, spool: Spool::new(folder.path.join("output"), context.results.inline_max.as_usize()) };
         let begin = stdin::start(order, &start.prompt);
         let ended = match run.finish(begin, &input, answers, log).await {
-            Done::Stopped => Ok(Ended::Stopped),
+            Done::Stopped(heard) => {
+                if let Some(output) = result::printed(context, *heard).await {
+                    shared.printed(output).await;
+                }
+                Ok(Ended::Stopped)
+            }
             Done::Exited { status, heard, evidence } => match verdict(status, heard.failure.clone(), evidence) {
                 Some(failure) => Err(failure),
                 None if shared.is_asking() && heard.result.is_none() => Ok(Ended::Parked),
@@ -209,7 +214,7 @@ struct Run<'a> {
 /// How a program ended.
 enum Done {
     Exited { status: ExitStatus, heard: Box<Heard>, evidence: Option<String> },
-    Stopped,
+    Stopped(Box<Heard>),
     Trouble(Failure),
 }
 
@@ -272,7 +277,7 @@ impl Run<'_> {
         match (shared.trouble(), status) {
             (Some(failure), Some(_)) => Done::Trouble(failure.clone()),
             (Some(failure), None) if !shared.stop.is_cancelled() => Done::Trouble(failure.clone()),
-            (_, None) => Done::Stopped,
+            (_, None) => Done::Stopped(Box::new(heard)),
             (_, Some(Ok(status))) => Done::Exited { status, heard: Box::new(heard), evidence: log.evidence() },
             (_, Some(Err(error))) => Done::Trouble(Failure::new(FailureKind::Crashed, format!("its end could not be awaited: {error}"))),
         }

@@ -64,6 +64,8 @@ pub enum Report {
     Used(Usage),
     /// It printed something: a sign of life.
     Alive,
+    /// What it had printed when it was stopped.
+    Printed(Output),
 }
 
 /// An answer on its way to a running agent.

@@ -72,7 +72,7 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let usage = work.usage();
     let budget = work.budget().map(|allowance| serde_json::to_string(&allowance.budget).unwrap_or_default());
     let attempt = work.attempts.last().map_or(0, |attempt| attempt.number);
-    db.prepare_cached(
+    let mut insert = db.prepare_cached(
         "INSERT INTO runs (work, run, parent, root, origin, target, trace, agent, task, status, event,
                            assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen, checks, tokens, cost, turns, budget,
                            label, owner)
@@ -83,8 +83,8 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
              outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen,
              checks = excluded.checks, tokens = excluded.tokens, cost = excluded.cost, turns = excluded.turns
          WHERE excluded.seen > runs.seen",
-    )?
-    .execute(params![
+    )?;
+    let changed = insert.execute(params![
         order.work_id.as_bytes(),
         order.orchestrator_run_id.as_str(),
         order.orchestrator_run_id.parent().as_ref().map(|parent| parent.as_str()),
@@ -115,7 +115,7 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     if work.settled_at.is_some() {
         number(db, order.work_id)?;
     }
-    Ok(())
+    if changed > 0 { super::waits::write(db, work, order) } else { Ok(()) }
 }
 
 /// Gives a settled work the next number of its owner's, once: what was settled since a look is what has a higher one.
@@ -161,11 +161,11 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
     })
 }
 
-fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+pub(super) fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     row.get::<_, String>(column)?.parse().map_err(|_| unreadable(column, "a name or an id"))
 }
 
-fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+pub(super) fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     serde_json::from_str(&row.get::<_, String>(column)?)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
@@ -181,6 +181,6 @@ fn unsigned(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-fn unreadable(column: usize, what: &'static str) -> rusqlite::Error {
+pub(super) fn unreadable(column: usize, what: &'static str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("not {what}").into())
 }

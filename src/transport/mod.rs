@@ -176,6 +176,8 @@ pub struct Item {
     pub turn: Turn,
     /// From this moment on only `take_expired` gives it.
     pub deadline: Timestamp,
+    /// Nobody gets it before somebody wakes it.
+    pub held_back: bool,
     /// The order.
     pub body: Bytes,
 }

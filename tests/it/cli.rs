@@ -199,6 +199,8 @@ impl Seed {
             owner: None,
             accept: None,
             budgets: vec![],
+            after: None,
+            map: None,
         };
         let event = |attempt, kind| Event {
             work_id: work,
@@ -216,6 +218,7 @@ impl Seed {
             lane: "counter".into(),
             turn: Turn::new("here", 0, Timestamp::from_millis(0), std::time::Duration::from_secs(1)),
             deadline,
+            held_back: false,
             body: Bytes::from_static(b"{}"),
         };
         let announce = record(&event(0, Kind::Assigned(Box::new(order))));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top down. Modules of one line stand beside each other and may not use one another.
-const LAYERS: [&[&str]; 17] = [
+const LAYERS: [&[&str]; 18] = [
     &["main"],
     &["cli"],
     &["init"],
@@ -13,6 +13,7 @@ const LAYERS: [&[&str]; 17] = [
     &["mcp"],
     &["dispatcher"],
     &["leaf"],
+    &["orders"],
     &["registry"],
     &["runs"],
     &["results"],

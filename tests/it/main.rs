@@ -26,6 +26,7 @@ mod nats_connect;
 mod nats_embedded;
 mod nats_leaf;
 mod nats_server;
+mod orders;
 mod questions;
 mod quotas;
 mod retries;

@@ -1,9 +1,11 @@
 //! The laws of the model, over arbitrary event sequences: duplicated, reordered across attempts, and late.
 
 use lattice_mcp::model::accept::{Check, Claim, What};
+use lattice_mcp::model::after::{After, IfFailed};
 use lattice_mcp::model::budget::Usage;
 use lattice_mcp::model::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
+use lattice_mcp::model::map;
 use lattice_mcp::model::output::{BlobRef, Media, Output};
 use lattice_mcp::model::time::Timestamp;
 use lattice_mcp::model::work::{Assignment, Outcome, Status, Work};
@@ -54,6 +56,8 @@ fn assignment() -> Assignment {
         accept: None,
         budgets: vec![],
         redrives: None,
+        after: None,
+        map: None,
     }
 }
 
@@ -119,6 +123,8 @@ fn kind() -> impl Strategy<Value = (bool, Kind)> {
         }),
         3 => (failure(), 0i64..99).prop_map(|(failure, at)| (false, Kind::Retrying { failure, next_at: Timestamp::from_millis(at) })),
         1 => (any::<bool>(), proptest::option::of(".{0,6}")).prop_map(|(assigner, reason)| (assigner, Kind::Cancelled { reason })),
+        1 => Just((true, Kind::Released)),
+        1 => output().prop_map(|output| (false, Kind::Printed(output))),
         1 => Just((false, Kind::Other("WORK_DREAMT".into()))),
     ]
 }
@@ -281,6 +287,7 @@ proptest! {
             as_leaf(Kind::Cancelled { reason: None }),
             as_leaf(Kind::Assigned(Box::new(elsewhere))),
             as_assigner(Kind::Accepted),
+            as_assigner(Kind::Printed(Output::Inline(json!("x")))),
             as_assigner(Kind::Progress { pct: None, message: None }),
             as_assigner(Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1, checks: vec![] }),
             as_assigner(Kind::Used(Usage { tokens: 1, ..Usage::default() })),
@@ -423,4 +430,50 @@ fn a_leaf_may_repeat_the_order_that_its_hook_had_and_no_other() {
     };
     assert!(Work::fold(&[event(1, 1, Kind::Accepted), repeated("north")]).unwrap().assignment.is_some());
     assert!(Work::fold(&[event(1, 1, Kind::Accepted), repeated("stranger")]).unwrap().assignment.is_none());
+}
+
+/// An order that waits for another work.
+fn waiting() -> Assignment {
+    let after = After { work_ids: vec![WorkId::new(Uuid::from_u128(9))], if_failed: IfFailed::Follow };
+    Assignment { after: Some(after), ..assignment() }
+}
+
+#[test]
+fn the_time_spent_waiting_for_others_is_not_the_works_own() {
+    let assigned = event(0, 1, Kind::Assigned(Box::new(waiting())));
+    let mut work = Work::fold(std::iter::once(&assigned)).unwrap();
+    let at = Timestamp::from_millis;
+    assert!(work.waits_for().is_some());
+    assert_eq!(work.waited(at(501)).as_millis(), 500);
+    work.apply(&event(0, 101, Kind::Released));
+    work.apply(&event(0, 201, Kind::Released));
+    assert!(work.waits_for().is_none());
+    assert_eq!((work.waited(at(501)).as_millis(), work.late_events), (100, 0), "the first release counts");
+    // Its release was never heard of: it began all the same.
+    let begun = Work::fold(&[assigned, event(1, 301, Kind::Accepted)]).unwrap();
+    assert_eq!(begun.waited(at(501)).as_millis(), 300);
+}
+
+#[test]
+fn anybody_says_how_far_an_order_over_many_items_is_and_nobody_but_its_leaf_of_any_other() {
+    let spec = map::Spec { items: vec![json!(1)], count: 1, parallel: 1, lane: "scanner".into() };
+    let order = Assignment { map: Some(spec), ..assignment() };
+    let elsewhere = |attempt, kind| Event { station: "west".parse().unwrap(), side: Side::Assigner, ..event(attempt, 5, kind) };
+    let done = || elsewhere(1, Kind::Complete { result: Output::Inline(json!([])), duration_ms: 1, checks: vec![] });
+    let many = Work::fold(&[event(0, 1, Kind::Assigned(Box::new(order))), elsewhere(1, Kind::Accepted), done()]).unwrap();
+    assert_eq!(many.status, Status::Complete);
+    let one = Work::fold(&[event(0, 1, Kind::Assigned(Box::new(assignment()))), elsewhere(1, Kind::Accepted), done()]).unwrap();
+    assert_eq!(one.status.label(), "PENDING");
+}
+
+#[test]
+fn what_a_stopped_attempt_had_printed_stays_with_its_end() {
+    let ask = event(0, 2, Kind::Cancelled { reason: None });
+    let printed = event(1, 3, Kind::Printed(Output::Inline(json!("half"))));
+    let end = event(1, 3, Kind::Cancelled { reason: None });
+    let work = Work::fold(&[event(1, 1, Kind::Accepted), ask, printed, end]).unwrap();
+    assert_eq!(
+        (work.status, work.printed, work.event.as_str()),
+        (Status::Cancelled, Some(Output::Inline(json!("half"))), "WORK_CANCELLED")
+    );
 }

@@ -10,6 +10,7 @@ on_both! {
     the_kind_of_a_failure_decides_and_the_agent_s_own_policy_comes_first
     a_dead_letter_keeps_the_evidence_of_every_attempt_and_is_redriven_once
     only_what_has_failed_is_redriven
+    a_failed_item_is_redriven_beside_the_others
 }
 
 async fn an_agent_says_when_it_may_be_tried_again(ground: Ground) {
@@ -129,4 +130,20 @@ async fn only_what_has_failed_is_redriven(ground: Ground) {
     }
     ground.write("gate");
     assert_eq!(client.settled(&running).await["status"], "COMPLETE");
+}
+
+async fn a_failed_item_is_redriven_beside_the_others(ground: Ground) {
+    ground.agent("picky", "", r#"[ -e mended ] || [ "$LATTICE_TASK" != 2 ] || exit 1; printf 'of %s' "$LATTICE_TASK""#);
+    let client = ground.station().await;
+    let order = json!({"agent_name": "picky", "task": "{item}", "map": [1, 2, 3]});
+    let map = client.call("assign_work", order).await;
+    let (map, run) = (map["work_id"].as_str().unwrap(), map["run_id"].as_str().unwrap());
+    assert_eq!(client.settled(map).await["status"], "FAILED");
+    let runs = ground.say(&["runs"]).await;
+    let item = runs.as_array().unwrap().iter().find(|row| row["run_id"] == format!("{run}-2")).unwrap();
+    ground.write("mended");
+    let anew = ground.say(&["work", "redrive", item["work_id"].as_str().unwrap()]).await;
+    let work = client.settled(anew["work_id"].as_str().unwrap()).await;
+    assert_eq!((work["status"].as_str(), work["result"].as_str()), (Some("COMPLETE"), Some("of 2")), "{work}");
+    assert_eq!(anew["run_id"], format!("{run}-4"), "no item has its number");
 }

@@ -131,6 +131,8 @@ impl Bench {
             owner: None,
             accept: None,
             budgets: vec![],
+            after: None,
+            map: None,
         };
         let manifest = Manifest {
             name: "worker".parse().unwrap(),

@@ -76,7 +76,7 @@ pub(crate) fn item(id: WorkId, lane: &str, priority: i32, now: Timestamp) -> Ite
 /// An item that this orchestrator pushes.
 pub(crate) fn item_of(origin: &str, id: WorkId, lane: &str, priority: i32, now: Timestamp) -> Item {
     let turn = Turn::new(origin, priority, now, AGEING);
-    Item { id, lane: lane.into(), turn, deadline: now.after(HOUR), body: Bytes::from(format!("order {id}")) }
+    Item { id, lane: lane.into(), turn, deadline: now.after(HOUR), held_back: false, body: Bytes::from(format!("order {id}")) }
 }
 
 pub(crate) fn want(lanes: &[(&str, u32)], room: u32) -> Want {
@@ -182,6 +182,7 @@ macro_rules! contract {
                     a_released_item_waits_until_it_is_due
                     a_released_item_has_its_new_deadline
                     waking_frees_at_once
+                    what_is_held_back_waits_until_somebody_wakes_it
                     waking_moves_the_deadline_of_what_is_held
                     waking_what_is_held_or_gone_only_records
                     removing_spares_what_is_held

@@ -49,6 +49,20 @@ pub(super) async fn deliver(context: &Context, check: Option<Check>, heard: Hear
     }
 }
 
+/// What a program had printed when it was stopped: kept as it stands, and unchecked.
+pub(super) async fn printed(context: &Context, heard: Heard) -> Option<Output> {
+    let kept = match heard.spool.finish().await {
+        Ok(Printed::Memory(text)) if text.is_empty() => return heard.result.map(|raw| Output::Inline(Value::String(raw))),
+        Ok(Printed::Memory(text)) => Ok(Output::Inline(Value::String(text))),
+        Ok(Printed::File { path, .. }) => match File::open(&path).await {
+            Ok(mut file) => store(context, &mut file, Media::Text).await,
+            Err(error) => Err(unkept(&error)),
+        },
+        Err(error) => Err(unkept(&error)),
+    };
+    kept.inspect_err(|failure| tracing::warn!(reason = failure.message, "what a stopped program had printed is lost")).ok()
+}
+
 async fn json(context: &Context, check: Option<Check>, raw: String, noun: &'static str) -> Result<Output, Failure> {
     if check.is_some() && raw.len() as u64 > context.runner.checked_max.get() {
         return Err(too_large(context, raw.len() as u64));

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::event::Failure;
+use crate::model::output::Output;
 use crate::runner::Report;
 
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +59,11 @@ impl Shared {
             _ = self.reports.send(report) => {}
             () = self.stop.cancelled() => {}
         }
+    }
+
+    /// Passes on what the program had printed when it was stopped; a leaf that does not listen is not waited for.
+    pub(super) async fn printed(&self, output: Output) {
+        let _ = self.reports.send_timeout(Report::Printed(output), ALIVE_EVERY).await;
     }
 
     /// Notes that the program printed something.

@@ -79,18 +79,21 @@ pub(super) fn push(batch: &mut Batch<'_>, station: &StationId, item: &Item, limi
     }
     let lane = batch.lane_made(hook, &item.lane)?;
     let mut insert = batch.conn.prepare_cached(
-        "INSERT OR IGNORE INTO item (work, hook, lane, priority, state, deadline, attempt, origin, urgency, since)
-         VALUES (?1, ?2, ?3, ?4, 0, ?5, 0, ?6, ?7, ?8)",
+        "INSERT OR IGNORE INTO item (work, hook, lane, priority, state, due, deadline, attempt, origin, urgency, since)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8, ?9, ?10)",
     )?;
     let (deadline, turn) = (item.deadline.as_millis(), &item.turn);
     // Whose clock is ahead has not waited less than nothing.
     let since = turn.since.min(batch.now).as_millis();
-    if insert.execute(params![item.id.as_bytes(), hook, lane, turn.priority, deadline, &*turn.origin, turn.urgency, since])? == 0 {
+    let (state, due) = if item.held_back { (DELAYED, Some(deadline)) } else { (READY, None) };
+    let (origin, urgency) = (&*turn.origin, turn.urgency);
+    let row = params![item.id.as_bytes(), hook, lane, turn.priority, state, due, deadline, origin, urgency, since];
+    if insert.execute(row)? == 0 {
         return Ok(Pushed::Known);
     }
     let id = batch.conn.last_insert_rowid();
     batch.conn.prepare_cached("INSERT INTO body (item, body) VALUES (?1, ?2)")?.execute(params![id, &item.body[..]])?;
-    count(batch, hook, lane, None, Some(READY));
+    count(batch, hook, lane, None, Some(state));
     if let Some(record) = announce {
         batch.append(std::slice::from_ref(record))?;
     }

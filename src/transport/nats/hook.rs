@@ -108,6 +108,8 @@ pub(super) struct Label {
     pub(super) turn: Turn,
     pub(super) deadline: Timestamp,
     pub(super) lane: Arc<str>,
+    /// It stays where it is until somebody wakes it; said in a header of its own.
+    pub(super) held_back: bool,
 }
 
 impl Label {
@@ -145,7 +147,8 @@ impl Label {
                 b
             });
         }
-        Some(Self { id, turn, deadline: Timestamp::from_millis(deadline), lane: String::from_utf8(lane).ok()?.into() })
+        let lane = String::from_utf8(lane).ok()?.into();
+        Some(Self { id, turn, deadline: Timestamp::from_millis(deadline), lane, held_back: false })
     }
 }
 
@@ -281,7 +284,8 @@ impl Hook {
         label.turn.since = label.turn.since.min(now);
         (label.lane, label.turn.origin) = (self.name(&label.lane), self.name(&label.turn.origin));
         let body = body.filter(|body| self.serves && body.len() <= BODY_MAX && self.bodies + body.len() <= BODIES_MAX);
-        self.set(seq, Some(Slot { label, attempt: 0, state: State::Free(None), body }));
+        let due = label.held_back.then_some(label.deadline);
+        self.set(seq, Some(Slot { label, attempt: 0, state: State::Free(due), body }));
         true
     }
 
@@ -603,6 +607,12 @@ impl Hook {
         Some((seq, self.is_held(self.slots.get(&seq)?, now)))
     }
 
+    /// Whether an item is free already, with this deadline if one is given.
+    pub(super) fn is_free(&self, seq: u64, deadline: Option<Timestamp>) -> bool {
+        let free = |slot: &Slot| slot.state == State::Free(None) && deadline.is_none_or(|deadline| deadline == slot.label.deadline);
+        self.slots.get(&seq).is_some_and(free)
+    }
+
     /// How full the lanes are.
     pub(super) fn load(&self, now: Timestamp) -> Vec<LaneLoad> {
         let mut lanes: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
@@ -637,7 +647,7 @@ mod tests {
         for lane in ["a", "a b~%\u{e9}\n", "", "100%"] {
             let id = WorkId::new(uuid::Uuid::now_v7());
             let turn = Turn::new("south", -7, Timestamp::from_millis(5), Duration::from_secs(1));
-            let label = Label { id, turn, deadline: Timestamp::from_millis(9), lane: lane.into() };
+            let label = Label { id, turn, deadline: Timestamp::from_millis(9), lane: lane.into(), held_back: false };
             let text = label.to_header();
             assert!(text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()), "{text:?}");
             assert_eq!(Label::from_headers(&text, Some(&label.turn_header())), Some(label));
@@ -659,7 +669,8 @@ mod tests {
             let origin = format!("station-{}", seq % 10);
             let turn = Turn::new(origin, priority, Timestamp::from_millis(1000), Duration::from_secs(10));
             let (id, lane) = (WorkId::new(uuid::Uuid::now_v7()), format!("agent-{}~0123abcd", seq % 5).into());
-            let label = Label { id, turn, deadline: Timestamp::from_millis(1_000_000 + i64::try_from(seq).unwrap()), lane };
+            let label =
+                Label { id, turn, deadline: Timestamp::from_millis(1_000_000 + i64::try_from(seq).unwrap()), lane, held_back: false };
             assert!(hook.put_stored(seq, label, Some(Bytes::from(vec![b'x'; body])), Timestamp::from_millis(1000)));
         }
         hook

@@ -29,6 +29,8 @@ use crate::transport::{Delivery, Error, Item, LaneLoad, Log, Pushed, Queue, Reco
 const ITEM: &str = "Lattice-Item";
 /// The header that says where an item stands among what waits.
 const TURN: &str = "Lattice-Turn";
+/// The header of an item that nobody gets before somebody wakes it.
+const HELD_BACK: &str = "Lattice-Held-Back";
 /// How many wants go into one message.
 const BATCH_MAX: usize = 512;
 const WAITING_MAX: usize = 4096;
@@ -252,7 +254,8 @@ impl NatsQueue {
 #[async_trait]
 impl Queue for NatsQueue {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
-        let label = Label { id: item.id, turn: item.turn.clone(), deadline: item.deadline, lane: item.lane.as_str().into() };
+        let (turn, lane, held_back) = (item.turn.clone(), item.lane.as_str().into(), item.held_back);
+        let label = Label { id: item.id, turn, deadline: item.deadline, lane, held_back };
         let Some(Ready(stream, item)) = self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? else {
             return Ok(Pushed::Known);
         };
@@ -260,6 +263,9 @@ impl Queue for NatsQueue {
         headers.insert("Nats-Msg-Id", item.id.to_string().as_str());
         headers.insert(ITEM, label.to_header().as_str());
         headers.insert(TURN, label.turn_header().as_str());
+        if item.held_back {
+            headers.insert(HELD_BACK, "1");
+        }
         carry_trace(&mut headers, &item.body);
         let subject = self.0.link.wire.assign(station);
         let published = match self.0.blobs.pack(&mut headers, item.body.clone()).await {
@@ -647,10 +653,11 @@ impl Open {
         let mut any = false;
         for stored in stored {
             if let Some(label) = stored.header(ITEM).map(|text| Label::from_headers(text, stored.header(TURN))) {
-                let Some(label) = label else {
+                let Some(mut label) = label else {
                     self.refuse_item(&stored);
                     continue;
                 };
+                label.held_back = stored.header(HELD_BACK).is_some();
                 // A packed body is fetched when the item is taken.
                 let packed = stored.header(super::log::BODY).is_some();
                 if !self.hook.put_stored(stored.seq, label, (!packed).then_some(stored.body), now) {
@@ -790,8 +797,10 @@ impl Draft {
                     Answer::Is(false)
                 }
                 Some((seq, false)) => {
-                    self.add(hook, Op::Release { seq, at: None, deadline: *deadline });
-                    self.raise = true;
+                    if !hook.is_free(seq, *deadline) {
+                        self.add(hook, Op::Release { seq, at: None, deadline: *deadline });
+                        self.raise = true;
+                    }
                     Answer::Is(true)
                 }
             },

@@ -451,6 +451,25 @@ pub(crate) async fn waking_what_is_held_or_gone_only_records(fixture: &mut impl 
     assert_eq!(recorded(&t).await, ["held", "gone"]);
 }
 
+pub(crate) async fn what_is_held_back_waits_until_somebody_wakes_it(fixture: &mut impl Fixture) {
+    let (t, at) = (fixture.transport(), station("s"));
+    let held = Item { held_back: true, ..item(work(), "a", 9, fixture.now()) };
+    let forgotten = Item { held_back: true, ..item(work(), "a", 9, fixture.now()) };
+    push(&t, &at, held.clone()).await;
+    push(&t, &at, forgotten.clone()).await;
+    assert!(take(&t, &at, &[("a", 9)], 9).await.is_empty());
+    assert_eq!(load(&t, &at).await, [("a".to_owned(), 2, 0)]);
+    let t = fixture.restart().await;
+    assert!(take(&t, &at, &[("a", 9)], 9).await.is_empty());
+    let later = held.deadline.after(HOUR);
+    assert!(t.queue.wake(&at, held.id, Some(later), vec![]).await.unwrap());
+    assert!(t.queue.wake(&at, held.id, Some(later), vec![]).await.unwrap(), "what is free is woken in vain");
+    fixture.pass(HOUR + HOUR / 2).await;
+    assert_eq!(take(&t, &at, &[("a", 9)], 9).await, [held.id]);
+    let expired = t.queue.take_expired(holder(), LEASE, 9).await.unwrap();
+    assert_eq!(ids(&expired), [forgotten.id]);
+}
+
 pub(crate) async fn waking_moves_the_deadline_of_what_is_held(fixture: &mut impl Fixture) {
     let (t, at) = (fixture.transport(), station("s"));
     let id = pushed(fixture, &t, &at, "a", 0).await;

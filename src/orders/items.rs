@@ -1,0 +1,162 @@
+//! Orders over many items: each item's work is given out as earlier ones settle, and the order settles with the last.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::release::ending;
+use super::{Error, Input, Orders, Result};
+use crate::model::after::Verdict;
+use crate::model::event::{Failure, FailureKind, Kind};
+use crate::model::map::{self, Spec};
+use crate::model::output::{Media, Output};
+use crate::model::work::{Assignment, Outcome, Status, Work};
+use crate::telemetry::{new_span_id, now};
+use crate::transport;
+use crate::works::record;
+
+/// All that is said of an order itself belongs to one attempt.
+const ATTEMPT: u32 = 1;
+/// How many items without a result a failure names.
+const NAMED_MAX: usize = 20;
+
+/// Where each item's work stands, by the item's number; those that have none yet are left out.
+type Standing = BTreeMap<u32, Status>;
+
+impl Orders {
+    pub(super) async fn go_on(&self, work: &Work, order: &Assignment, spec: &Spec) -> Result<()> {
+        if let Some(after) = work.waits_for() {
+            match self.verdict(after).await?.0 {
+                Verdict::Wait => return Ok(()),
+                Verdict::Start => {}
+                ended => return self.end(order, ended).await,
+            }
+        }
+        let mut standing = self.items_of(order, spec).await?;
+        if work.is_called_off() {
+            return self.call_off(order, spec).await;
+        }
+        if matches!(work.status, Status::Pending(_)) {
+            self.0.transport.log.append(vec![record(&self.event(order, ATTEMPT, Kind::Accepted))]).await?;
+        }
+        self.give_out(order, spec, &mut standing).await?;
+        let settled = standing.values().filter(|status| status.is_settled()).count();
+        if settled == spec.count as usize { self.settle(work, order, spec).await } else { self.tell(work, order, spec, settled).await }
+    }
+
+    async fn items_of(&self, order: &Assignment, spec: &Spec) -> Result<Standing> {
+        self.0.runs.catch_up().await?;
+        let children = self.0.runs.children(&order.orchestrator_run_id).await?;
+        let number = |run: &str| run.rsplit('-').next()?.parse().ok().filter(|number| (1..=spec.count).contains(number));
+        Ok(children.into_iter().filter_map(|(run, status)| Some((number(run.as_str())?, status))).collect())
+    }
+
+    /// Gives out as many further items as may run beside the others.
+    async fn give_out(&self, order: &Assignment, spec: &Spec, standing: &mut Standing) -> Result<()> {
+        let open = standing.values().filter(|status| !status.is_settled()).count();
+        let room = (spec.parallel as usize).saturating_sub(open);
+        let next: Vec<u32> = (1..=spec.count).filter(|number| !standing.contains_key(number)).take(room).collect();
+        if next.is_empty() {
+            return Ok(());
+        }
+        let Input { task, context, items } = self.input(order).await?;
+        for number in next {
+            if let Some(known) = self.0.works.get(map::work_id(order.work_id, number)).await? {
+                standing.insert(number, known.status);
+                continue;
+            }
+            let Some(item) = items.get(number as usize - 1) else {
+                let reason = format!("there are {} of {}", items.len(), spec.count).into();
+                return Err(Error::Unreadable { work_id: order.work_id, reason });
+            };
+            let (task, context) = map::input(&task, &context, item);
+            let mut child = map::order(order, number, now(), new_span_id());
+            self.pack(&mut child, Input { task, context, items: Vec::new() }).await?;
+            match self.push(child, spec.lane.clone(), false).await {
+                Ok(()) => _ = standing.insert(number, Status::default()),
+                // There is room again when some of what waits there has settled; whoever has more rights gives out the rest.
+                Err(Error::Transport(transport::Error::Full { .. } | transport::Error::Denied(_))) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        // Whoever called it off meanwhile may not have seen these.
+        match self.0.works.get(order.work_id).await? {
+            Some(work) if work.is_called_off() => self.stop_below(&work).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Says how far it is; nothing when that was said already.
+    async fn tell(&self, work: &Work, order: &Assignment, spec: &Spec, settled: usize) -> Result<()> {
+        let percent = u32::try_from(settled * 100 / (spec.count as usize).max(1)).unwrap_or(0);
+        let known = work.progress_pct.unwrap_or(0.0);
+        if f64::from(percent) <= known {
+            return Ok(());
+        }
+        let message = format!("{settled} of {} items have settled", spec.count);
+        let progress = Kind::Progress { pct: Some(percent.into()), message: Some(message) };
+        self.0.transport.log.append(vec![record(&self.event(order, ATTEMPT, progress))]).await?;
+        Ok(())
+    }
+
+    /// Settles an order whose items all have.
+    async fn settle(&self, work: &Work, order: &Assignment, spec: &Spec) -> Result<()> {
+        let (mut results, mut without) = (Vec::with_capacity(spec.count as usize), Vec::new());
+        for number in 1..=spec.count {
+            let run = self.0.runs.of_run(&order.orchestrator_run_id.child(u64::from(number))).await?;
+            let Some(item) = run.map(|run| Work::from_run(&run)) else { return Ok(()) };
+            if !matches!(item.outcome, Some(Outcome::Complete(_))) {
+                without.push((number, item.status.label()));
+            }
+            results.push(Value::Object(ending(&item)));
+        }
+        let began = work.attempts.first().map_or(order.assigned_at, |attempt| attempt.started_at);
+        let duration_ms = u64::try_from(now().since(began).as_millis()).unwrap_or(u64::MAX);
+        let kind = if without.is_empty() {
+            Kind::Complete { result: self.output(results.into()).await?, duration_ms, checks: Vec::new() }
+        } else {
+            Kind::Failed { failure: incomplete(order, spec, &without, &results), duration_ms }
+        };
+        self.finish(order, kind).await
+    }
+
+    async fn output(&self, results: Value) -> Result<Output> {
+        let text = results.to_string();
+        if text.len() <= self.0.config.results.inline_max.as_usize() {
+            return Ok(Output::Inline(results));
+        }
+        Ok(Output::Blob(self.0.transport.blobs.put(&mut text.as_bytes(), Media::Json).await?))
+    }
+
+    /// Calls off its items; it is cancelled once all of them have settled.
+    async fn call_off(&self, order: &Assignment, spec: &Spec) -> Result<()> {
+        if let Some(work) = self.0.works.get(order.work_id).await? {
+            self.stop_below(&work).await?;
+        }
+        let standing = self.items_of(order, spec).await?;
+        if standing.values().all(|status| status.is_settled()) {
+            self.finish(order, Kind::Cancelled { reason: None }).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&self, order: &Assignment, kind: Kind) -> Result<()> {
+        let end = record(&self.event(order, ATTEMPT, kind));
+        self.0.transport.queue.remove(&order.target_station, order.work_id, vec![end]).await?;
+        Ok(())
+    }
+}
+
+fn incomplete(order: &Assignment, spec: &Spec, without: &[(u32, &str)], results: &[Value]) -> Failure {
+    let named: Vec<String> = without.iter().take(NAMED_MAX).map(|(number, status)| format!("{number} ({status})")).collect();
+    let more = if without.len() > NAMED_MAX { ", …" } else { "" };
+    let text = format!(
+        "{} of {} items have no result: {}{more}; check_work with run_id {} shows each item's work",
+        without.len(),
+        spec.count,
+        named.join(", "),
+        order.orchestrator_run_id
+    );
+    let evidence: Vec<&Value> = without.iter().take(NAMED_MAX).filter_map(|(number, _)| results.get(*number as usize - 1)).collect();
+    Failure { evidence: Some(json!(evidence).to_string()), ..Failure::new(FailureKind::Dependency, text) }
+}

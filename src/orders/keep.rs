@@ -1,0 +1,74 @@
+//! Looks after orders for as long as a process lives: when something happened to what they wait for, and now and then anyway.
+
+use tokio_util::sync::CancellationToken;
+
+use super::below::because;
+use super::{Error, Orders, Result};
+use crate::runs::Waiting;
+use crate::transport;
+
+impl Orders {
+    /// Looks after all that waits in the lattice until cancelled.
+    pub async fn keep(&self, cancel: CancellationToken) {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.keep_on() => {}
+        }
+    }
+
+    async fn keep_on(&self) {
+        let mut stirred = self.0.runs.stirred();
+        // What happened while nobody was there comes first.
+        let mut all = true;
+        loop {
+            match self.round(all).await {
+                Ok(()) | Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
+                Err(error) => tracing::warn!(%error, "could not look after works that wait for others; trying again"),
+            }
+            all = tokio::select! {
+                stirred = stirred.changed() => match stirred {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(self.0.config.lattice.work.recheck.get()) => true,
+            };
+        }
+    }
+
+    /// Does what is due. What concerns neither a hook nor an order of this station is left to others, unless they had their time.
+    async fn round(&self, all: bool) -> Result<()> {
+        self.0.runs.catch_up().await?;
+        let mine = |waiting: &Waiting| all || [&waiting.target, &waiting.origin].contains(&&self.0.me.station);
+        for orphan in self.0.runs.orphans().await?.into_iter().filter(mine) {
+            let stopped = match self.0.works.get(orphan.work_id).await? {
+                Some(work) => self.stop_with_its_parent(&work).await,
+                None => Ok(()),
+            };
+            self.note(&orphan, stopped)?;
+        }
+        for waiting in self.0.runs.waiting(all).await?.into_iter().filter(mine) {
+            let looked = self.look_after(waiting.work_id).await;
+            self.note(&waiting, looked)?;
+        }
+        Ok(())
+    }
+
+    async fn stop_with_its_parent(&self, work: &crate::model::work::Work) -> Result<()> {
+        let Some(parent) = work.assignment.as_ref().and_then(|order| order.parent_work_id) else { return Ok(()) };
+        if self.called_off_with(parent).await?.is_some() { self.stop(work, Some(because(parent))).await } else { Ok(()) }
+    }
+
+    /// One that cannot be seen to keeps no other waiting; while the server is away none can.
+    fn note(&self, waiting: &Waiting, done: Result<()>) -> Result<()> {
+        match done {
+            Err(Error::Transport(transport::Error::Denied(_))) | Ok(()) => Ok(()),
+            Err(error @ (Error::Runs(_) | Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_)))) => {
+                Err(error)
+            }
+            Err(error) => {
+                tracing::warn!(work_id = %waiting.work_id, %error, "could not look after a work that waits for others; trying again");
+                Ok(())
+            }
+        }
+    }
+}
