@@ -287,12 +287,13 @@ impl Runs {
         let mut follow = self.log.follow(Filter::AllWork, after).await?;
         loop {
             let mut entries = follow.next().await?;
-            // Nobody reads this store without catching up: what comes within a moment is written together.
-            tokio::time::sleep(GATHER).await;
             let mut folds = self.state.lock().await;
             let upto = folds.upto;
             entries.retain(|entry| entry.position > upto);
             self.take_in(&mut folds, entries).await?;
+            drop(folds);
+            // Nobody reads this store without catching up, if the log can be reached: what comes within a moment is written together.
+            tokio::time::sleep(GATHER).await;
         }
     }
 

@@ -40,6 +40,12 @@ async fn try_look(desk: &Client, id: &str) -> Option<Value> {
     Some(answer["works"].get(0).cloned().unwrap_or(answer))
 }
 
+/// What is asked of no work in particular is answered out of the run store, which has taken in all that stands on the log by then.
+async fn is_known(desk: &Client, id: &str) {
+    let all = desk.call("check_work", json!({})).await.to_string();
+    assert!(all.contains(id), "{all}");
+}
+
 async fn is_answered(fleet: &Fleet, desk: &Client, ledger: &Ledger, id: &str) {
     let work = eventually("the question arrives", async || try_look(desk, id).await.filter(|work| work["status"] == "ESCALATED")).await;
     assert_eq!(work["question"]["reason"], "which colour?");
@@ -60,6 +66,7 @@ async fn an_agent_that_runs_and_asks_outlives_its_server() {
     let mut ledger = Ledger::default();
     let id = ledger.assign(&desk, "asker", "x").await;
     fleet.until_begun(&id, 1).await;
+    is_known(&desk, &id).await;
     server.kill();
     let told =
         eventually("it is said that the server is away", async || try_look(&desk, &id).await.filter(|work| work["note"].is_string())).await;
@@ -80,6 +87,7 @@ async fn an_agent_that_runs_and_asks_outlives_a_frozen_server() {
     let mut ledger = Ledger::default();
     let id = ledger.assign(&desk, "asker", "x").await;
     fleet.until_begun(&id, 1).await;
+    is_known(&desk, &id).await;
     kill_process(server.pid(), Signal::STOP).unwrap();
     fleet.open("tell");
     fleet.open("ask");
