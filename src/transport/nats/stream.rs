@@ -3,7 +3,7 @@
 //! There are no consumers: a consumer, or a request with somebody else's subject as its reply, would let a station of few rights
 //! make the server speak for it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -569,9 +569,13 @@ impl Tail {
             if self.looking.0.get_mut().is_ok_and(|looking| looking.is_some()) || self.due <= Instant::now() {
                 let found = match self.look().await {
                     Ok((found, _)) => found,
-                    // Whoever follows waits until the server is back.
+                    // Whoever follows waits until the server is back, and has until then what was heard before it went.
                     Err(Error::Unreachable(_) | Error::Unanswered(_)) => {
+                        let heard = self.heard()?;
                         self.due = Instant::now() + AWAY_PAUSE;
+                        if !heard.is_empty() {
+                            return Ok(heard);
+                        }
                         tokio::select! {
                             () = tokio::time::sleep_until(self.due) => {}
                             _ = self.interruptions.changed() => self.due = Instant::now(),
@@ -596,23 +600,9 @@ impl Tail {
                     self.due = Instant::now();
                 }
                 told = self.told.next(&self.stream.name) => {
-                    let (mut told, mut news) = (Some(told), VecDeque::new());
-                    while let Some(some) = told {
-                        match some {
-                            News::Some(stored) => self.hear(stored, &mut news),
-                            News::Nothing => {}
-                            // What was missed comes before what is heard next.
-                            News::Missed => {
-                                self.due = Instant::now();
-                                break;
-                            }
-                            News::Over if news.is_empty() => return Err(Error::Closed),
-                            News::Over => break,
-                        }
-                        told = self.told.next(&self.stream.name).now_or_never();
-                    }
+                    let news = self.hear_on(Some(told))?;
                     if !news.is_empty() {
-                        return Ok(news.into());
+                        return Ok(news);
                     }
                 }
                 () = tokio::time::sleep_until(due) => {}
@@ -637,14 +627,40 @@ impl Tail {
         self.at
     }
 
-    fn hear(&mut self, stored: Stored, news: &mut VecDeque<Stored>) {
+    /// What was heard and has not been given yet.
+    fn heard(&mut self) -> Result<Vec<Stored>> {
+        let told = self.told.next(&self.stream.name).now_or_never();
+        self.hear_on(told)
+    }
+
+    /// Takes in what is told, and all that was told by then.
+    fn hear_on(&mut self, mut told: Option<News>) -> Result<Vec<Stored>> {
+        let mut news = Vec::new();
+        while let Some(some) = told {
+            match some {
+                News::Some(stored) => self.hear(stored, &mut news),
+                News::Nothing => {}
+                // What was missed comes before what is heard next.
+                News::Missed => {
+                    self.due = Instant::now();
+                    break;
+                }
+                News::Over if news.is_empty() => return Err(Error::Closed),
+                News::Over => break,
+            }
+            told = self.told.next(&self.stream.name).now_or_never();
+        }
+        Ok(news)
+    }
+
+    fn hear(&mut self, stored: Stored, news: &mut Vec<Stored>) {
         if stored.seq <= self.at || self.seen.contains(&stored.seq) {
             return;
         }
         if self.whole {
             if stored.seq == self.at + 1 {
                 self.at = stored.seq;
-                news.push_back(stored);
+                news.push(stored);
             } else {
                 // The stream has what was missed, and this one.
                 self.due = Instant::now();
@@ -655,7 +671,7 @@ impl Tail {
         if self.seen.len() > SEEN_MAX {
             self.due = Instant::now();
         }
-        news.push_back(stored);
+        news.push(stored);
     }
 
     /// Reads a page of the stream itself; says whether that was the last one.
