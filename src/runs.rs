@@ -98,7 +98,7 @@ const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
 const GATHER: Duration = Duration::from_millis(100);
 /// How often a process that hardly ever reads the store takes in what the log says.
-const SELDOM: Duration = Duration::from_secs(60);
+pub const SELDOM: Duration = Duration::from_secs(60);
 const PRUNE_BATCH: u32 = 500;
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 

@@ -216,8 +216,12 @@ impl Link {
         let (far, opened) = watch::channel(None);
         let (reach, reached) = watch::channel(Reach::Away { since: now(), reason });
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let member =
-            nats::Member { lattice: lattice.id.clone(), station: me.station.clone(), blob_max_age: lattice.storage.blob_max_age.get() };
+        let member = nats::Member {
+            lattice: lattice.id.clone(),
+            station: me.station.clone(),
+            blob_max_age: lattice.storage.blob_max_age.get(),
+            runs_only: setting.runs_only,
+        };
         let place = mesh::Place { station: me.station.clone(), instance: me.instance, forwards };
         let transport = mesh::compose(local, opened, reached, place, tasks.clone(), cancel.clone());
         let way = if lattice.nats.is_embedded() {
@@ -410,7 +414,7 @@ impl Station {
         // A process that an agent started ends with it; its station sees to what it leaves.
         if inner.setting.bound.is_none() {
             let (orders, living) = (inner.dispatcher.orders().clone(), inner.living.clone());
-            inner.tasks.spawn(async move { orders.keep(living).await });
+            inner.tasks.spawn(async move { orders.keep(seldom, living).await });
         }
         let living = inner.living.clone();
         let Some((leaf, runners)) = inner.leaf.clone() else {

@@ -1,27 +1,35 @@
 //! Looks after orders for as long as a process lives: when something happened to what they wait for, and now and then anyway.
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::below::because;
 use super::{Error, Orders, Result};
-use crate::runs::Waiting;
+use crate::model::map;
+use crate::runs::{self, Waiting};
 use crate::transport;
 
 impl Orders {
-    /// Looks after all that waits in the lattice until cancelled.
-    pub async fn keep(&self, cancel: CancellationToken) {
+    /// Looks after all that waits in the lattice until cancelled. `own` is for a process that hardly ever reads the run store: it
+    /// looks after what its own hook holds back, and only now and then after the rest.
+    pub async fn keep(&self, own: bool, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = self.keep_on() => {}
+            () = self.keep_on(own) => {}
         }
     }
 
-    async fn keep_on(&self) {
+    async fn keep_on(&self, own: bool) {
         let mut stirred = self.0.runs.stirred();
         // What happened while nobody was there comes first.
         let mut all = true;
+        let mut looked: Option<Instant> = None;
         loop {
-            match self.round(all).await {
+            let is_due = !own || looked.is_none_or(|at| at.elapsed() >= runs::SELDOM) || self.holds_back().await;
+            if is_due {
+                looked = Some(Instant::now());
+            }
+            match if is_due { self.round(all).await } else { Ok(()) } {
                 Ok(()) | Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
                 Err(error) => tracing::warn!(%error, "could not look after works that wait for others; trying again"),
             }
@@ -33,6 +41,12 @@ impl Orders {
                 () = tokio::time::sleep(self.0.config.lattice.work.recheck.get()) => true,
             };
         }
+    }
+
+    /// Whether this station's hook has anything that somebody has to wake.
+    async fn holds_back(&self) -> bool {
+        let load = self.0.transport.queue.load(&self.0.me.station).await;
+        load.is_ok_and(|lanes| lanes.iter().any(|lane| lane.held_back > 0 || lane.lane == map::LANE))
     }
 
     /// Does what is due. What concerns neither a hook nor an order of this station is left to others, unless they had their time.

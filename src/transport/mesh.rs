@@ -67,7 +67,19 @@ pub fn compose(
     let Place { station, instance, forwards } = place;
     let homes = Homes { local: local.clone(), known: Arc::default() };
     let (far_head, begun) = (AtomicU64::new(0), OnceCell::new());
-    let mesh = Arc::new(Mesh { local, far, reach: reach.clone(), station, instance, homes, far_head, begun, tasks, cancel });
+    let mesh = Arc::new(Mesh {
+        local,
+        far,
+        reach: reach.clone(),
+        station,
+        instance,
+        homes,
+        far_head,
+        begun,
+        here: tokio::sync::Mutex::default(),
+        tasks,
+        cancel,
+    });
     if forwards {
         let (forwarding, bringing) = (Arc::clone(&mesh), Arc::clone(&mesh));
         mesh.tasks.spawn(async move { forwarding.forward().await });
@@ -87,8 +99,16 @@ struct Mesh {
     far_head: AtomicU64,
     /// That it is known from where on the local log is forwarded.
     begun: OnceCell<()>,
+    here: tokio::sync::Mutex<Here>,
     tasks: TaskTracker,
     cancel: CancellationToken,
+}
+
+/// What is known of the local hook.
+#[derive(Default)]
+struct Here {
+    written: Option<Signal>,
+    is_empty: bool,
 }
 
 impl Mesh {
@@ -105,6 +125,20 @@ impl Mesh {
             Reach::Away { reason, .. } => Arc::clone(reason),
             _ => "the NATS server has not been reached yet; this station keeps trying".into(),
         })
+    }
+
+    /// Whether the local hook may have anything: it is looked at again only after it was written to, so that what comes from the server
+    /// does not wait for the disk.
+    async fn may_hold(&self, station: &StationId) -> Result<bool> {
+        if *station != self.station {
+            return Ok(true);
+        }
+        let mut here = self.here.lock().await;
+        let written = here.written.get_or_insert_with(|| self.local.queue.signal(station)).is_raised();
+        if written || !here.is_empty {
+            here.is_empty = self.local.queue.load(station).await?.iter().all(|lane| lane.waiting + lane.held == 0);
+        }
+        Ok(!here.is_empty)
     }
 
     async fn is_local(&self, id: WorkId) -> Result<bool> {
@@ -611,13 +645,17 @@ impl Queue for Mesh {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
         let id = item.id;
         let away = match self.far() {
-            Ok(far) => match far.queue.push(station, item.clone(), limit, announce.clone()).await {
-                Err(Error::Unreachable(reason)) => Error::Unreachable(reason),
-                other => {
-                    self.remember(id, false);
-                    return other;
+            Ok(far) => {
+                // Whoever hears of it before this returns need not look for it here.
+                self.homes.known().entry(id).or_insert(false);
+                match far.queue.push(station, item.clone(), limit, announce.clone()).await {
+                    Err(Error::Unreachable(reason)) => Error::Unreachable(reason),
+                    other => {
+                        self.remember(id, false);
+                        return other;
+                    }
                 }
-            },
+            }
             Err(away) => away,
         };
         if *station != self.station {
@@ -630,7 +668,8 @@ impl Queue for Mesh {
     }
 
     async fn take(&self, station: &StationId, want: &Want) -> Result<Take> {
-        let mut take = self.local.queue.take(station, want).await?;
+        let mut take =
+            if want.look || self.may_hold(station).await? { self.local.queue.take(station, want).await? } else { Take::default() };
         for taken in &take.taken {
             self.remember(taken.delivery.id, true);
         }
@@ -732,6 +771,7 @@ impl Queue for Mesh {
                 Some(known) => {
                     known.waiting += lane.waiting;
                     known.held += lane.held;
+                    known.held_back += lane.held_back;
                     known.paused_until = known.paused_until.max(lane.paused_until);
                 }
                 None => load.push(lane),

@@ -287,6 +287,8 @@ pub struct LaneLoad {
     pub waiting: u32,
     /// Held by a taker.
     pub held: u32,
+    /// How many of those that wait are not taken before somebody wakes them.
+    pub held_back: u32,
     /// Nothing of it is taken before this moment.
     pub paused_until: Option<Timestamp>,
 }
@@ -343,6 +345,13 @@ impl Signal {
     /// Wraps the counter that a transport raises.
     pub fn new(counter: tokio::sync::watch::Receiver<u64>) -> Self {
         Self(counter)
+    }
+
+    /// Whether anything changed since the last look.
+    pub fn is_raised(&mut self) -> bool {
+        let raised = self.0.has_changed().unwrap_or(true);
+        self.0.mark_unchanged();
+        raised
     }
 
     /// Waits for the next change; never returns once the transport is closed.

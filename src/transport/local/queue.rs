@@ -63,7 +63,8 @@ impl Queue for LocalQueue {
     async fn load(&self, station: &StationId) -> Result<Vec<LaneLoad>> {
         // What is held beyond its lease waits in fact, though nobody has come by to say so.
         const SQL: &str = "SELECT name, waiting, held, (SELECT count(*) FROM item WHERE lane = lane.id AND due <= ?2 AND state = 2),
-            CASE WHEN paused > ?2 THEN paused END
+            CASE WHEN paused > ?2 THEN paused END,
+            (SELECT count(*) FROM item WHERE lane = lane.id AND due = deadline AND state = 1)
             FROM lane WHERE hook = (SELECT id FROM hook WHERE station = ?1) AND (waiting + held > 0 OR paused > ?2) ORDER BY name";
         let station = station.clone();
         let now = self.0.now().as_millis();
@@ -76,6 +77,7 @@ impl Queue for LocalQueue {
                         lane: row.get(0)?,
                         waiting: waiting.saturating_add(lapsed),
                         held: held.saturating_sub(lapsed),
+                        held_back: row.get(5)?,
                         paused_until: row.get::<_, Option<i64>>(4)?.map(Timestamp::from_millis),
                     })
                 })?;

@@ -615,18 +615,20 @@ impl Hook {
 
     /// How full the lanes are.
     pub(super) fn load(&self, now: Timestamp) -> Vec<LaneLoad> {
-        let mut lanes: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        let mut lanes: BTreeMap<&str, (u32, u32, u32)> = BTreeMap::new();
         for slot in self.slots.values() {
-            let (waiting, held) = lanes.entry(&slot.label.lane).or_default();
+            let (waiting, held, held_back) = lanes.entry(&slot.label.lane).or_default();
             *(if self.is_held(slot, now) { held } else { waiting }) += 1;
+            *held_back += u32::from(slot.state == State::Free(Some(slot.label.deadline)));
         }
         for lane in self.paused.keys().filter(|lane| self.paused_until(lane, now).is_some()) {
             lanes.entry(lane).or_default();
         }
-        let load = |(lane, (waiting, held)): (&str, (u32, u32))| LaneLoad {
+        let load = |(lane, (waiting, held, held_back)): (&str, (u32, u32, u32))| LaneLoad {
             lane: lane.to_owned(),
             waiting,
             held,
+            held_back,
             paused_until: self.paused_until(lane, now),
         };
         lanes.into_iter().map(load).collect()

@@ -49,6 +49,10 @@ const TROUBLE_PAUSE: Duration = Duration::from_millis(250);
 const HOLD_AGAIN: Duration = Duration::from_secs(1);
 /// How often somebody looks for hooks that nobody of this process has to do with, whose items may be past their deadlines.
 const DISCOVER_EVERY: Duration = Duration::from_secs(60);
+/// How long an item that has settled may wait for the next operation on its hook, to go with it.
+const DROP_WITHIN: Duration = Duration::from_millis(2);
+/// How long the last word on a hook may take when its keeper ends.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// A hook of another station is forgotten when nobody has asked for it for so long.
 const IDLE_MAX: Duration = Duration::from_secs(120);
 
@@ -126,6 +130,7 @@ impl NatsQueue {
         let raised = hooks.get(station).map_or_else(|| watch::Sender::new(0), |handle| handle.raised.clone());
         let handle = Handle { asks, raised: raised.clone() };
         hooks.insert(station.clone(), handle.clone());
+        let cancel = self.0.cancel.clone();
         let keeper = Keeper {
             queue: Arc::downgrade(&self.0),
             link: Arc::clone(&self.0.link),
@@ -133,14 +138,9 @@ impl NatsQueue {
             serves: *station == self.0.link.station,
             station: station.clone(),
             raised,
+            cancel,
         };
-        let cancel = self.0.cancel.clone();
-        self.0.tasks.spawn(async move {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                () = keeper.run(waiting) => {}
-            }
-        });
+        self.0.tasks.spawn(keeper.run(waiting));
         handle
     }
 
@@ -387,6 +387,7 @@ struct Keeper {
     station: StationId,
     serves: bool,
     raised: watch::Sender<u64>,
+    cancel: CancellationToken,
 }
 
 /// An open hook.
@@ -398,6 +399,9 @@ struct Open {
     coming: usize,
     /// Messages of items that are gone.
     dead: Vec<u64>,
+    /// What has settled, and goes with the next operation, or by itself at a moment soon.
+    settled: Vec<Delivery>,
+    settled_due: Option<Instant>,
     /// An operation may have landed that was not heard of.
     doubtful: bool,
     /// How often the connection had been made when it was looked at last.
@@ -407,15 +411,32 @@ struct Open {
 
 impl Keeper {
     async fn run(self, mut asks: mpsc::Receiver<Ask>) {
-        let Some(mut open) = self.open(&mut asks).await else { return };
+        let open = tokio::select! {
+            () = self.cancel.cancelled() => None,
+            open = self.open(&mut asks) => open,
+        };
+        let Some(mut open) = open else { return };
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = self.keep(&mut open, asks) => return,
+        }
+        // An operation that was under way is known by its number; what it left is said now, or found by whoever comes next.
+        let _ = tokio::time::timeout(LAST_WORD, self.let_go(&mut open)).await;
+    }
+
+    async fn keep(&self, open: &mut Open, mut asks: mpsc::Receiver<Ask>) {
         self.raise();
         loop {
             let now = self.link.now();
-            self.heed_outages(&mut open, now);
+            self.heed_outages(open, now);
             if open.hook.promote(now) {
                 self.raise();
             }
+            if open.settled_due.is_some_and(|due| due <= Instant::now()) {
+                self.let_go(open).await;
+            }
             let timer = open.hook.next_timer().map_or(IDLE_MAX, |at| at.since(now).clamp(Duration::from_millis(1), CLOCK_EVERY));
+            let timer = open.settled_due.map_or(timer, |due| timer.min(due - Instant::now()));
             tokio::select! {
                 biased;
                 stored = open.tail.next() => match stored {
@@ -432,15 +453,19 @@ impl Keeper {
                 },
                 ask = asks.recv() => {
                     let Some(ask) = ask else { return };
-                    let mut batch = vec![ask];
+                    let mut batch = Vec::new();
+                    batch.extend(self.settle_soon(open, ask));
                     while batch.len() < BATCH_MAX
                         && let Ok(ask) = asks.try_recv()
                     {
-                        batch.push(ask);
+                        batch.extend(self.settle_soon(open, ask));
                     }
                     open.used = Instant::now();
-                    self.heed_outages(&mut open, self.link.now());
-                    self.carry_out(&mut open, batch).await;
+                    if batch.is_empty() {
+                        continue;
+                    }
+                    self.heed_outages(open, self.link.now());
+                    self.carry_out(open, batch).await;
                 }
                 () = tokio::time::sleep(timer) => {
                     if !self.serves && open.hook.is_empty() && open.coming == 0 && open.used.elapsed() > IDLE_MAX && self.raised.receiver_count() == 0 {
@@ -456,6 +481,29 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// What has settled here can go with whatever is said next of this hook: it runs no more, and its outcome stands on the log. Until
+    /// then it is held, and whoever finds it after that sees its outcome.
+    fn settle_soon(&self, open: &mut Open, ask: Ask) -> Option<Ask> {
+        match ask {
+            Ask::Settle(delivery, reply) if self.serves && open.hook.newer.is_none() && open.hook.of(&delivery).is_some() => {
+                open.settled.push(delivery);
+                open.settled_due.get_or_insert_with(|| Instant::now() + DROP_WITHIN);
+                let _ = reply.send(Ok(true));
+                None
+            }
+            other => Some(other),
+        }
+    }
+
+    /// Lets go of what has settled.
+    async fn let_go(&self, open: &mut Open) {
+        if !open.settled.is_empty() {
+            self.carry_out(open, Vec::new()).await;
+        }
+        // It could not be said now.
+        open.settled_due = (!open.settled.is_empty()).then(|| Instant::now() + TROUBLE_PAUSE);
     }
 
     fn raise(&self) {
@@ -509,6 +557,8 @@ impl Keeper {
             hook: Hook::new(station.clone(), self.serves),
             coming: 0,
             dead: Vec::new(),
+            settled: Vec::new(),
+            settled_due: None,
             doubtful: false,
             connects,
             used: Instant::now(),
@@ -536,14 +586,20 @@ impl Keeper {
             tries += 1;
             let mut draft = Draft { now: self.link.now(), ops: Vec::new(), undo: Vec::new(), raise: false };
             let answers: Vec<Answer> = batch.iter().map(|ask| draft.decide(open, ask)).collect();
-            if draft.ops.is_empty() {
+            if draft.ops.is_empty() && !batch.is_empty() {
                 return self.answer(open, batch, answers, &draft);
+            }
+            draft.let_go(open);
+            if draft.ops.is_empty() {
+                open.settled.clear();
+                return;
             }
             let id = Uuid::new_v4().simple().to_string();
             match self.propose(open, Hook::message(draft.ops.clone()), &id).await {
                 Ok(seq) => {
                     open.hook.last_op = seq;
                     open.hook.ops_since_snapshot += 1;
+                    (open.settled, open.settled_due) = (Vec::new(), None);
                     self.answer(open, batch, answers, &draft);
                     self.tidy(open).await;
                     return;
@@ -718,6 +774,15 @@ impl Draft {
     fn add(&mut self, hook: &mut Hook, op: Op) {
         self.undo.extend(hook.apply(&op));
         self.ops.push(op);
+    }
+
+    /// Drops what has settled, and is still whose it was.
+    fn let_go(&mut self, open: &mut Open) {
+        for delivery in &open.settled {
+            if let Some(seq) = open.hook.of(delivery) {
+                self.add(&mut open.hook, Op::Drop { seq });
+            }
+        }
     }
 
     fn decide(&mut self, open: &mut Open, ask: &Ask) -> Answer {

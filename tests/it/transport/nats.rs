@@ -45,6 +45,7 @@ async fn open(port: u16, clock: &Arc<AtomicI64>) -> Nats {
         station: "here".parse().unwrap(),
         settings: lattice_mcp::config::Nats::default(),
         blob_max_age: Duration::from_secs(86400),
+        runs_only: false,
         clock: Arc::new(move || Timestamp::from_millis(clock.load(Ordering::SeqCst))),
         interruptions,
         denials: tokio::sync::broadcast::Sender::new(16),
