@@ -266,8 +266,10 @@ impl Member {
         // Nobody expires while the others still join.
         let presence = config::Presence { ttl: Span::secs(3_600), ..config::Presence::default() };
         let registry = Registry::new(transport.table, Audit::new(transport.log, lattice), me, presence);
-        // As stations that only run agents are.
-        registry.narrow();
+        if agents > 0 {
+            // As stations that only run agents are.
+            registry.narrow();
+        }
         let definitions =
             (0..agents).map(|agent| definition(&format!("agent-{n}-{agent}"), "finds known weaknesses in what a repository depends on"));
         let definitions = definitions.map(|definition| Ok((definition.manifest.name.clone(), Arc::new(definition))));
