@@ -45,8 +45,7 @@ pub struct Config {
 impl Config {
     /// Where everything is kept; none when the user has no home and no folder was given.
     pub fn data_dir(&self) -> Option<PathBuf> {
-        let user = || etcetera::choose_base_strategy().ok().map(|base| etcetera::BaseStrategy::data_dir(&base).join(FOLDER));
-        self.lattice.data_dir.clone().or_else(user)
+        self.lattice.data_dir.clone().or_else(user_data_dir)
     }
 
     /// This station's name: the one that was given, else the host's.
@@ -68,6 +67,11 @@ impl Config {
 /// The folder that is worked in: the nearest one above that a repository or a `lattice.yaml` marks, else this one.
 pub fn workspace_of(cwd: &Path) -> &Path {
     cwd.ancestors().find(|dir| dir.join(".git").exists() || dir.join("lattice.yaml").is_file()).unwrap_or(cwd)
+}
+
+/// Our folder among the user's data, whatever folder was given; none when the user has no home.
+pub fn user_data_dir() -> Option<PathBuf> {
+    etcetera::choose_base_strategy().ok().map(|base| etcetera::BaseStrategy::data_dir(&base).join(FOLDER))
 }
 
 /// Our folder in the user's configuration folder; none when the user has no home.

@@ -5,6 +5,7 @@
 //! | module | what it is for |
 //! | --- | --- |
 //! | [`cli`], [`init`] | the command line, and the files that `init` writes |
+//! | [`install`] | an entry for this program in the configuration files of MCP clients |
 //! | [`station`] | the composition root: builds the parts, runs them, drains them |
 //! | [`http`] | the HTTP door: `/mcp`, `/health`, tokens, sessions |
 //! | [`mcp`] | the only place that knows MCP: tools, prompts, resources |
@@ -33,6 +34,7 @@ pub mod config;
 pub mod dispatcher;
 pub mod http;
 pub mod init;
+pub mod install;
 pub mod leaf;
 pub mod mcp;
 pub mod model;

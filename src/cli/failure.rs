@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::transport::nats::embedded;
-use crate::{config, dispatcher, init, runs, station, transport};
+use crate::{config, dispatcher, init, install, runs, station, transport};
 
 /// What an exit code means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +43,15 @@ impl Failure {
         self.exit
     }
 
+    /// What went wrong, in one line.
+    pub(super) fn reason(&self) -> String {
+        format!("{:#}", self.reason)
+    }
+
     /// Says what went wrong on standard error; nothing when nothing did.
     pub(super) fn tell(&self) {
         if self.exit != Exit::Done {
-            let _ = writeln!(io::stderr(), "lattice-mcp: {:#}", self.reason);
+            let _ = writeln!(io::stderr(), "lattice-mcp: {}", self.reason());
         }
     }
 }
@@ -68,6 +73,16 @@ impl From<config::Error> for Failure {
 impl From<init::Error> for Failure {
     fn from(error: init::Error) -> Self {
         Self::of(Exit::Failed, error)
+    }
+}
+
+impl From<install::Error> for Failure {
+    fn from(error: install::Error) -> Self {
+        let exit = match error {
+            install::Error::Broken { .. } => Exit::Configuration,
+            _ => Exit::Failed,
+        };
+        Self::of(exit, error)
     }
 }
 

@@ -8,7 +8,7 @@
 //! | 1 | failed |
 //! | 2 | the command line is wrong |
 //! | 3 | there is no such work, run, agent, result or log |
-//! | 4 | the configuration is wrong |
+//! | 4 | the configuration is wrong, ours or a client's |
 //! | 5 | the store refuses |
 
 mod agents;
@@ -18,6 +18,7 @@ mod doctor;
 mod events;
 mod failure;
 mod init;
+mod install;
 mod leaf;
 mod runs;
 mod screen;
@@ -46,7 +47,7 @@ Exit codes:
   1  failed
   2  the command line is wrong
   3  there is no such work, run, agent, result or log
-  4  the configuration is wrong
+  4  the configuration is wrong, ours or a client's
   5  the store refuses";
 
 /// Turns any MCP client into the orchestrator of a mesh of agents.
@@ -87,6 +88,10 @@ enum Command {
     Config,
     /// Write a commented lattice.yaml and an agent that works at once
     Init(init::Args),
+    /// Register this program in an MCP client, or list the clients
+    Install(install::Args),
+    /// Take this program out of an MCP client again
+    Uninstall(install::Removal),
 }
 
 /// Flags of every command; they beat the environment, which beats the file.
@@ -171,6 +176,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if cli.command.is_some() && cli.doors.any() {
         return Err(Failure::new(Exit::Usage, "--stdio and --http stand alone, without a command"));
     }
+    let carried = install::Carried::of(&cli.common);
     let mut flags = cli.common.settings();
     flags.extend(cli.doors.settings());
     let mut session = Session::begin(cli.common.config, flags, cli.common.json)?;
@@ -193,6 +199,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Some(Command::Doctor) => doctor::run(&mut session).await,
             Some(Command::Config) => config::run(&mut session),
             Some(Command::Init(args)) => init::run(&mut session, args),
+            Some(Command::Install(args)) => install::run(&mut session, args, carried?),
+            Some(Command::Uninstall(args)) => install::undo(&mut session, args),
         }
     });
     // A read of standard input that nobody waits for any more must not keep the process.

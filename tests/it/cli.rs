@@ -69,7 +69,8 @@ impl Place {
 fn help_texts_stay_as_they_are() {
     let place = Place::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/help");
-    for command in ["", "leaf", "status", "stations", "agents", "runs", "work", "work cancel", "work answer", "events", "config", "init"] {
+    let commands = ["", "leaf", "status", "stations", "agents", "runs", "work", "work cancel", "work answer", "events", "config", "init"];
+    for command in commands.into_iter().chain(["install", "uninstall"]) {
         let words: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let file = golden.join(format!("{}.txt", if command.is_empty() { "lattice-mcp".into() } else { command.replace(' ', "-") }));
         let said = place.said(&words);

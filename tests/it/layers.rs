@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 18] = [
     &["main"],
     &["cli"],
-    &["init"],
+    &["init", "install"],
     &["station"],
     &["http"],
     &["mcp"],

@@ -16,6 +16,7 @@ mod faults;
 mod ground;
 mod harness;
 mod http;
+mod install;
 mod layers;
 mod lifecycle;
 mod model;
