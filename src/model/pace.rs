@@ -26,7 +26,8 @@ impl Pace {
     pub fn start(&mut self, now: Timestamp) {
         let second = second(now);
         self.0.retain(|start, _| *start >= second - MINUTE_SECONDS);
-        *self.0.entry(second).or_default() += 1;
+        let count = self.0.entry(second).or_default();
+        *count = count.saturating_add(1);
     }
 
     /// Takes back one start.
@@ -41,7 +42,7 @@ impl Pace {
 
     /// How many more may start now.
     pub fn left(&self, per_minute: u32, now: Timestamp) -> u32 {
-        let recent: u32 = self.recent(now).map(|(_, count)| count).sum();
+        let recent = self.recent(now).fold(0u32, |sum, (_, count)| sum.saturating_add(count));
         per_minute.saturating_sub(recent)
     }
 
@@ -50,11 +51,11 @@ impl Pace {
         if self.left(per_minute, now) > 0 {
             return None;
         }
-        let mut recent: u32 = self.recent(now).map(|(_, count)| count).sum();
+        let mut recent: u64 = self.recent(now).map(|(_, count)| u64::from(count)).sum();
         for (start, count) in self.recent(now) {
-            recent -= count;
-            if recent < per_minute {
-                let past = Timestamp::from_millis((start + MINUTE_SECONDS + 1).saturating_mul(1000));
+            recent -= u64::from(count);
+            if recent < u64::from(per_minute) {
+                let past = Timestamp::from_millis(start.saturating_add(MINUTE_SECONDS + 1).saturating_mul(1000));
                 return Some(past.max(now.after(Duration::from_millis(1))));
             }
         }
@@ -106,5 +107,14 @@ mod tests {
         assert_eq!((pace.left(1, now), pace.next_at(1, now)), (0, Some(Timestamp::from_millis(66_000))));
         pace.take_back(now);
         assert_eq!((pace.left(1, now), pace.next_at(1, now)), (1, None));
+    }
+
+    #[test]
+    fn counts_that_nobody_can_have_reached_are_borne() {
+        let now = Timestamp::from_millis(5_500);
+        let mut pace = Pace::of([(5, u32::MAX), (6, u32::MAX), (i64::MAX, 1), (i64::MIN, 1)]);
+        pace.start(now);
+        assert_eq!(pace.left(1, now), 0);
+        assert!(pace.next_at(1, now).is_some_and(|at| at > now));
     }
 }

@@ -7,14 +7,24 @@ use std::time::Duration;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A moment, in milliseconds since 1970 (UTC). RFC 3339 on the wire.
+/// The first and the last moment that RFC 3339 can write: of the years 0 and 9999.
+const FIRST: i64 = -62_167_219_200_000;
+const LAST: i64 = 253_402_300_799_999;
+
+/// A moment, in milliseconds since 1970 (UTC). RFC 3339 on the wire, so that it is never one that cannot be written.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The moment this many milliseconds after 1970.
+    /// The moment this many milliseconds after 1970; it saturates.
     pub const fn from_millis(ms: i64) -> Self {
-        Self(ms)
+        Self(if ms < FIRST {
+            FIRST
+        } else if ms > LAST {
+            LAST
+        } else {
+            ms
+        })
     }
 
     /// Milliseconds since 1970.
@@ -24,7 +34,7 @@ impl Timestamp {
 
     /// This moment, `span` later; it saturates.
     pub fn after(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        Self::from_millis(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// How long ago `earlier` was, seen from here; zero if it is still to come.
@@ -127,7 +137,7 @@ fn parse_rfc3339(text: &str) -> Option<Timestamp> {
         _ => return None,
     };
     let seconds = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset * 60;
-    Some(Timestamp(seconds * 1000 + ms))
+    Some(Timestamp::from_millis(seconds * 1000 + ms))
 }
 
 impl Serialize for Timestamp {
@@ -277,6 +287,16 @@ mod tests {
         for bad in ["", "now", "2026-13-01T00:00:00Z", "2026-07-28T12:00:00", "2026-07-28T12:00:00.Z", "2026-07-28", "é"] {
             assert!(bad.parse::<Timestamp>().is_err(), "{bad:?} was taken");
         }
+    }
+
+    #[test]
+    fn no_moment_is_one_that_cannot_be_written() {
+        let ends = [Timestamp::from_millis(i64::MIN), Timestamp::from_millis(i64::MAX), Timestamp::from_millis(LAST).after(Duration::MAX)];
+        let offsets = ["9999-12-31T23:59:60-23:59", "0000-01-01T00:00:00+23:59"].map(|text| text.parse::<Timestamp>().unwrap());
+        for moment in ends.into_iter().chain(offsets) {
+            assert_eq!(moment.to_string().parse(), Ok(moment));
+        }
+        assert_eq!(ends.map(|end| end.to_string()[..4].to_owned()), ["0000", "9999", "9999"]);
     }
 
     #[test]

@@ -393,7 +393,7 @@ impl Hook {
         };
         let after = match op {
             Op::Take { holder, until, .. } => {
-                slot.attempt += 1;
+                slot.attempt = slot.attempt.saturating_add(1);
                 slot.state = State::Held(*holder, *until);
                 Some(slot)
             }
