@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::keys::Key;
 use super::nested::Nested;
 use super::{Assigned, Bound, Caller, Dispatcher, Error, Items, Opened, Request, Result};
+use crate::agents::schema;
 use crate::model::after::After;
 use crate::model::budget::Allowance;
 use crate::model::id::{AgentName, RunId, WorkId};
@@ -151,7 +152,7 @@ impl Dispatcher {
             return Err(Error::TooLarge { size, max: limits.input_max });
         }
         if let Some(schema) = request.accept.as_ref().and_then(|criteria| criteria.schema.as_ref()) {
-            jsonschema::validator_for(schema).map_err(|error| Error::BadCriteria(shorten(&error.to_string())))?;
+            schema::compile(schema).map_err(|reason| Error::BadCriteria(shorten(&reason)))?;
         }
         Ok((agent, priority, timeout))
     }
@@ -346,8 +347,7 @@ impl Schemas {
         {
             return Ok(validator.clone());
         }
-        let validator = jsonschema::validator_for(schema)
-            .map_err(|error| Error::BadSchema { agent: agent.clone(), reason: shorten(&error.to_string()) })?;
+        let validator = schema::compile(schema).map_err(|reason| Error::BadSchema { agent: agent.clone(), reason: shorten(&reason) })?;
         let validator = Arc::new(validator);
         compiled.insert(agent.clone(), (schema.clone(), validator.clone()));
         Ok(validator)

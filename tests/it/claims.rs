@@ -198,6 +198,7 @@ async fn bad_criteria_are_refused_with_the_value_and_the_next_step() {
         (json!({"paths": ["../secret"]}), "leads upwards"),
         (json!({"paths": ["/etc/passwd"]}), "is absolute"),
         (json!({"schema": {"type": "no such type"}}), "not a JSON Schema"),
+        (json!({"schema": (0..70).fold(json!({}), |inner, _| json!({"not": inner}))}), "64 levels"),
         (json!({"command": ["true"], "timeout": "soon"}), "soon"),
         (json!({"cmd": ["true"]}), "cmd"),
     ] {

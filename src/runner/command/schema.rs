@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jsonschema::Validator;
 use serde_json::Value;
 
+use crate::agents::schema::compile;
+
 const KEPT_MAX: usize = 1024;
 const SHOWN_MAX: usize = 300;
 const ERRORS_MAX: usize = 3;
@@ -24,7 +26,7 @@ impl Schemas {
         if let Some(known) = self.kept().get(&key) {
             return Ok(known.clone());
         }
-        let compiled = Arc::new(jsonschema::validator_for(schema).map_err(|error| shown(&error.to_string()))?);
+        let compiled = Arc::new(compile(schema).map_err(|reason| shown(&reason))?);
         let mut kept = self.kept();
         if kept.len() >= KEPT_MAX {
             kept.clear();
