@@ -31,6 +31,8 @@ use crate::dispatcher::{Caller, Dispatcher};
 
 /// For how long a client may keep the list of tools without asking again, in milliseconds.
 const TOOLS_TTL_MS: u64 = 5_000;
+/// How much of a name that means nothing a refusal repeats.
+const NAME_SHOWN_MAX: usize = 80;
 
 /// Announces the station and loads the registry before the first real request; cheap after the first time.
 pub type Wake = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -262,7 +264,7 @@ impl ServerHandler for Server {
         let shared = &self.0.shared;
         if !shared.router.has_route(&request.name) {
             let names: Vec<&str> = shared.tools.iter().map(|tool| &*tool.name).collect();
-            let name: String = request.name.chars().take(80).collect();
+            let name: String = request.name.chars().take(NAME_SHOWN_MAX).collect();
             return Err(ErrorData::invalid_params(format!("no tool is named {name:?}; there are {}", names.join(", ")), None));
         }
         let _room = match self.enter().await {
@@ -276,7 +278,9 @@ impl ServerHandler for Server {
     /// A request that rmcp could not read, or that it does not know.
     async fn on_custom_request(&self, request: CustomRequest, _: RequestContext<RoleServer>) -> Result<CustomResult, ErrorData> {
         if request.method != "tools/call" {
-            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));
+            // A name of megabytes is not sent back whole.
+            let method: String = request.method.chars().take(NAME_SHOWN_MAX).collect();
+            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, method, None));
         }
         let named = request.params.as_ref().is_some_and(|params| params["name"].is_string());
         if !named {

@@ -59,6 +59,8 @@ async fn unknown_methods_and_tools_are_errors_that_say_so() {
     let client = place.client().await;
     let unknown = client.request("tools/destroy", json!({})).await.unwrap();
     assert_eq!(unknown["error"]["code"], -32601, "{unknown}");
+    let long = client.request(&"x".repeat(1 << 20), json!({})).await.unwrap();
+    assert!(long["error"]["code"] == -32601 && long.to_string().len() < 1000, "a name of a megabyte is not sent back");
     let unknown = client.request("tools/call", json!({"name": "destroy_work", "arguments": {}})).await.unwrap();
     assert!(unknown.to_string().contains("destroy_work"), "{unknown}");
     for arguments in [json!(null), json!([]), json!("text"), json!(5)] {
