@@ -16,6 +16,8 @@ use crate::model::size::Size;
 use crate::model::time::Span;
 
 pub use crate::model::retry::Backoff;
+#[cfg(any(test, fuzzing))]
+pub(crate) use load::of_text;
 pub use load::{Error, Given, Loaded, Origin, Sources, load, variables};
 pub(crate) use load::{nearest, without_password};
 

@@ -32,6 +32,8 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod dispatcher;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod init;
 pub mod install;

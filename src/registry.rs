@@ -6,6 +6,8 @@
 //! A process that leaves says so in its sign of life. One whose sign expires is written down as lost by the first of the
 //! others who comes to it; should it come back, it finds that out by itself. So each of these facts is told once.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod mirror;
 mod missing;
 mod rows;

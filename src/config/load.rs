@@ -260,6 +260,17 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
     Ok(Loaded { config, origin, warnings, file })
 }
 
+/// What a file of this text would give; files that it names are not read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn of_text(text: &str) -> Result<Loaded, Error> {
+    let known = keys();
+    let mut layers = Layers { known: &known, values: BTreeMap::new() };
+    layers.take_text(text, Path::new("/nowhere/lattice.yaml"))?;
+    layers.values.remove("http.token_file");
+    let (config, origin) = layers.assemble()?;
+    Ok(Loaded { config, origin, warnings: Vec::new(), file: None })
+}
+
 /// Every key with its default.
 fn keys() -> BTreeMap<String, Value> {
     fn walk(prefix: &str, value: Value, keys: &mut BTreeMap<String, Value>) {
@@ -301,8 +312,12 @@ impl Layers<'_> {
             return Err(unreadable(format!("it is larger than {FILE_MAX} bytes")));
         }
         let text = String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text".into()))?;
+        self.take_text(&text, file)
+    }
+
+    fn take_text(&mut self, text: &str, file: &Path) -> Result<(), Error> {
         let at_line = |line: usize| Origin::File { path: file.to_owned(), line };
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let tree = yaml::parse(text).map_err(|error| Error::Broken { place: at_line(error.line.unwrap_or(1)), reason: error.reason })?;
         self.take_section("", &tree, file)
     }

@@ -129,7 +129,7 @@ impl Rules {
         Ok(Self { hosts, any_address: address.ip().is_unspecified(), origins: origins.collect::<Result<_, _>>()?, token })
     }
 
-    fn host(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(super) fn host(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let mut given = headers.get_all(header::HOST).iter();
         let (Some(host), None) = (given.next(), given.next()) else {
             return Err(Refusal::bad_host("the Host header is missing or doubled"));
@@ -142,7 +142,7 @@ impl Rules {
     }
 
     /// The request's origin, if it has one and it is allowed.
-    fn origin(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
+    pub(super) fn origin(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         let mut given = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = given.next() else { return Ok(None) };
         let text = origin.to_str().unwrap_or("not readable");

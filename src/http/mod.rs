@@ -4,6 +4,8 @@
 
 mod connection;
 mod door;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod intake;
 mod listen;
 mod mcp;

@@ -47,7 +47,7 @@ pub(super) struct Call {
 }
 
 /// The arguments of one tool call; each is taken out once.
-pub(super) struct Arguments(JsonObject);
+pub(super) struct Arguments(pub(super) JsonObject);
 
 impl<S> FromContextPart<ToolCallContext<'_, S>> for Call {
     fn from_context_part(context: &mut ToolCallContext<'_, S>) -> Result<Self, ErrorData> {

@@ -8,6 +8,8 @@ mod answer;
 mod call;
 mod changes;
 mod forms;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod problem;
 mod prompts;
 mod questions;

@@ -255,7 +255,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 }
 
-enum Taken {
+pub(super) enum Taken {
     Message(Box<ClientJsonRpcMessage>),
     Refused(Vec<u8>),
     Nothing,
@@ -265,7 +265,7 @@ const PARSE_ERROR: i32 = -32700;
 const INVALID_REQUEST: i32 = -32600;
 
 /// Reads a message, or makes the answer to what is none.
-fn take(line: &[u8]) -> Taken {
+pub(super) fn take(line: &[u8]) -> Taken {
     let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line).trim_ascii();
     if line.is_empty() {
         return Taken::Nothing;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::agents::find;
 use super::answer::{Answer, fields, object};
-use super::call::Call;
+use super::call::{Arguments, Call};
 use super::problem::Problem;
 use super::report::{self, Reporter};
 use super::server::Server;
@@ -148,7 +148,7 @@ impl Server {
         annotations(read_only_hint = true, open_world_hint = false)
     )]
     async fn check_work(&self, mut call: Call) -> Result<Answer, Problem> {
-        let selector = selector(&mut call)?;
+        let selector = selector(&mut call.arguments)?;
         let run_id = call.arguments.optional("run_id")?;
         let (ids, list) = call.arguments.works()?;
         if let Some(selector) = selector {
@@ -289,13 +289,13 @@ pub(super) fn required_work(call: &mut Call) -> Result<WorkId, Problem> {
     })
 }
 
-fn selector(call: &mut Call) -> Result<Option<Selector>, Problem> {
+pub(super) fn selector(arguments: &mut Arguments) -> Result<Option<Selector>, Problem> {
     type Parse = fn(&str) -> Result<Selector, results::Error>;
     let kinds: [(&str, Parse); 4] =
         [("lines", Selector::lines), ("grep", Selector::grep), ("jsonpath", Selector::jsonpath), ("bytes", Selector::bytes)];
     let mut selector = None;
     for (name, parse) in kinds {
-        let Some(text) = call.arguments.optional(name)? else { continue };
+        let Some(text) = arguments.optional(name)? else { continue };
         if selector.is_some() {
             return Err(Problem::new("more than one of lines, grep, jsonpath and bytes was given", "Call again with one of them."));
         }

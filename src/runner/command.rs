@@ -4,6 +4,8 @@ mod claim;
 mod directive;
 mod environment;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod log;
 mod orphans;
 mod placeholder;

@@ -4,6 +4,8 @@ mod blobs;
 pub mod connect;
 pub mod embedded;
 pub mod examine;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hook;
 mod link;
 mod log;

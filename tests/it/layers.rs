@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// From the top down. Modules of one line stand beside each other and may not use one another.
 const LAYERS: [&[&str]; 18] = [
-    &["main"],
+    &["fuzz", "main"],
     &["cli"],
     &["init", "install"],
     &["station"],
