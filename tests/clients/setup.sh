@@ -27,9 +27,10 @@ command -v "$python" >/dev/null || fail "no $python on the PATH: install Python 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   fail "$("$python" --version 2>&1) is too old for the MCP clients: install Python 3.10 or newer, or set PYTHON to one"
 
-# A virtual environment with one version of the Python SDK. Debian's Python may lack venv or ensurepip: virtualenv brings its own.
+# A virtual environment with some packages. Debian's Python may lack venv or ensurepip: virtualenv brings its own.
 environment() {
-  local dir=$1 version=$2 constraints=$3
+  local dir=$1
+  shift
   if ! "$python" -m venv --clear "$dir" >/dev/null 2>&1; then
     rm -rf "$dir"
     if ! "$python" -m virtualenv --version >/dev/null 2>&1; then
@@ -39,7 +40,7 @@ environment() {
     fi
     quietly env PYTHONPATH="$tools/virtualenv" "$python" -m virtualenv --clear "$dir"
   fi
-  quietly "$dir/bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "mcp==$version"
+  quietly "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
 # The pinned version of the SDK in a constraints file.
@@ -50,8 +51,13 @@ pinned() {
 python_clients() {
   local name
   for name in modern legacy; do
-    environment "$tools/python-$name" "$(pinned "$here/python-$name.txt")" "$here/python-$name.txt"
+    environment "$tools/python-$name" -c "$here/python-$name.txt" "mcp==$(pinned "$here/python-$name.txt")"
   done
+}
+
+# The fuzzer of MCP servers, without what it does not need to fuzz (a static analyzer of 270 MB).
+fuzzer() {
+  environment "$tools/python-mcpsec" --no-deps -r "$here/python-mcpsec.txt"
 }
 
 is_new_enough() {
@@ -87,6 +93,7 @@ is_whole() {
   [[ -f $tools/stamp && $(<"$tools/stamp") == "$wanted" ]] &&
     "$tools/python-modern/bin/python" -c '' 2>/dev/null &&
     "$tools/python-legacy/bin/python" -c '' 2>/dev/null &&
+    "$tools/python-mcpsec/bin/python" -c '' 2>/dev/null &&
     "$tools/bin/node" -e '' 2>/dev/null &&
     [[ -d $here/node_modules/@modelcontextprotocol/client ]]
 }
@@ -99,5 +106,6 @@ is_whole && exit 0
 printf 'setup: installing the MCP clients of the tests into %s (once, about a minute)\n' "$tools" >&2
 rm -f "$tools/stamp"
 python_clients
+fuzzer
 node_clients
 printf '%s' "$wanted" >"$tools/stamp"

@@ -140,7 +140,7 @@ fn run(client: &Client, lattice: &Lattice, server: &[&str]) -> Value {
     serde_json::from_str(stdout.trim()).unwrap_or_else(|error| panic!("no report ({error}): {stdout}\n{stderr}"))
 }
 
-fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+pub(crate) fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
@@ -151,7 +151,7 @@ fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::Join
 }
 
 /// A program that the setup installs.
-fn tool(repository: &Path, name: &str) -> PathBuf {
+pub(crate) fn tool(repository: &Path, name: &str) -> PathBuf {
     let tools = repository.join(".tools");
     let program = tools.join(name);
     assert!(

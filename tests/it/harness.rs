@@ -134,6 +134,18 @@ impl HttpServer {
     }
 }
 
+impl HttpServer {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has not left.
+    pub(crate) fn is_alive(&self) -> bool {
+        rustix::process::test_kill_process(rustix::process::Pid::from_child(&self.child)).is_ok()
+            && !std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).is_ok_and(|stat| stat.contains(") Z "))
+    }
+}
+
 impl Drop for HttpServer {
     fn drop(&mut self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);

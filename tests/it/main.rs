@@ -19,6 +19,8 @@ mod http;
 mod install;
 mod layers;
 mod lifecycle;
+mod malformed;
+mod mcpsec;
 mod model;
 mod names;
 mod nats_away;
