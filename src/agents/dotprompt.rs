@@ -13,6 +13,8 @@ const KEYS: [&str; 11] =
     ["name", "description", "variant", "model", "config", "tools", "toolDefs", "metadata", "ext", "version", "maxTurns"];
 /// Deeper nesting than this is no prompt, and costs the parser its stack.
 const NESTING_MAX: usize = 64;
+/// Handlebars takes the square of their number: thousands would cost seconds, and for each work anew.
+const EXPRESSIONS_MAX: usize = 1000;
 
 /// Reads an agent out of a dotprompt file.
 pub(super) fn read(text: &str, place: Place<'_>) -> Result<Definition, Flaw> {
@@ -95,6 +97,11 @@ fn input(tree: &Node) -> Result<Option<Value>, Flaw> {
 fn check_template(file: &FrontMatter<'_>) -> Result<(), Flaw> {
     if nesting(file.body) > NESTING_MAX {
         return Err(Flaw::at(file.body_line, format!("the template is nested more than {NESTING_MAX} deep")));
+    }
+    let expressions = file.body.matches("{{").count();
+    if expressions > EXPRESSIONS_MAX {
+        let reason = format!("the template has {expressions} expressions in {{{{ }}}}, and at most {EXPRESSIONS_MAX} are taken");
+        return Err(Flaw::at(file.body_line, reason));
     }
     handlebars::Template::compile(file.body).map(|_| ()).map_err(|error| {
         let line = error.pos().map_or(file.body_line, |(line, _)| file.body_line + line.saturating_sub(1));

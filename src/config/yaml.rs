@@ -91,12 +91,12 @@ impl Node {
         }
     }
 
-    fn note_written(&mut self, lines: &[&str]) {
+    fn note_written(&mut self, lines: &mut Lines<'_>) {
         match &mut self.content {
             Content::Scalar(Value::Number(_) | Value::Bool(_), written) => {
-                let column = written.parse::<usize>().unwrap_or(1).saturating_sub(1);
-                let rest: String =
-                    lines.get(self.line.saturating_sub(1)).map(|line| line.chars().skip(column).collect()).unwrap_or_default();
+                let (line, column) = written.split_once(' ').unwrap_or_default();
+                let place = |text: &str| text.parse::<usize>().unwrap_or(1).saturating_sub(1);
+                let rest = lines.from(place(line), place(column));
                 *written = rest.split([',', ']', '}', ' ', '\t', '\r']).next().unwrap_or_default().to_owned();
             }
             Content::Scalar(..) => {}
@@ -125,9 +125,33 @@ pub fn parse(text: &str) -> Result<Node, Error> {
         return Ok(Node { line: 1, content: Content::Scalar(Value::Null, String::new()) });
     }
     let mut node: Node = serde_saphyr::from_str_with_options(text, options).map_err(|error| refused(&error))?;
-    let lines: Vec<&str> = text.lines().collect();
-    node.note_written(&lines);
+    node.note_written(&mut Lines::of(text));
     Ok(node)
+}
+
+/// A text by lines and characters. Finding places one after the other costs no more than reading the text once.
+struct Lines<'a> {
+    lines: Vec<&'a str>,
+    /// The line that was looked at last, and where each of its characters begins.
+    known: Option<(usize, Vec<usize>)>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Self {
+        // A carriage return alone ends a line as well, in YAML.
+        let lines = text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r')).collect();
+        Self { lines, known: None }
+    }
+
+    /// What stands in a line from a character on, both counted from 0.
+    fn from(&mut self, line: usize, column: usize) -> &'a str {
+        let Some(text) = self.lines.get(line) else { return "" };
+        if self.known.as_ref().is_none_or(|(known, _)| *known != line) {
+            self.known = Some((line, text.char_indices().map(|(at, _)| at).collect()));
+        }
+        let at = self.known.as_ref().and_then(|(_, places)| places.get(column));
+        at.map_or("", |at| &text[*at..])
+    }
 }
 
 fn refused(error: &serde_saphyr::Error) -> Error {
@@ -144,7 +168,9 @@ impl<'de> Deserialize<'de> for Node {
         let line = usize::try_from(spanned.referenced.line()).unwrap_or_default();
         let content = match spanned.value {
             // Where a number begins is kept for a moment: `note_written` looks it up.
-            Content::Scalar(value @ (Value::Number(_) | Value::Bool(_)), _) => Content::Scalar(value, spanned.defined.column().to_string()),
+            Content::Scalar(value @ (Value::Number(_) | Value::Bool(_)), _) => {
+                Content::Scalar(value, format!("{} {}", spanned.defined.line(), spanned.defined.column()))
+            }
             other => other,
         };
         Ok(Self { line, content })
@@ -242,6 +268,32 @@ mod tests {
         assert_eq!((c[1].line, c[1].text()), (4, Some("007")));
         let Content::List(d) = &b.get("d").unwrap().content else { panic!("not a list") };
         assert_eq!((d[1].line, d[1].text()), (7, Some("1.50")));
+    }
+
+    #[test]
+    fn an_alias_stands_for_what_was_written() {
+        let node = parse("limit: &n 007\nother: *n\n").unwrap();
+        assert_eq!(node.get("other").and_then(Node::text), Some("007"));
+    }
+
+    #[test]
+    fn a_long_line_takes_no_longer_than_short_ones() {
+        let took = |separator: &str| {
+            let text = format!("é: [{}]", vec!["1"; 30_000].join(separator));
+            let began = std::time::Instant::now();
+            assert!(parse(&text).is_ok());
+            began.elapsed()
+        };
+        let (long, short) = (took(","), took(",\n "));
+        assert!(long < short * 10 + std::time::Duration::from_secs(1), "{long:?} in one line, {short:?} in many");
+    }
+
+    #[test]
+    fn lines_may_end_as_they_did_on_old_machines() {
+        for text in ["a: x\r\nb: 007\r\n", "a: x\rb: 007\r", "a: x\r\r\nb: 007"] {
+            let node = parse(text).unwrap();
+            assert_eq!(node.get("b").and_then(Node::text), Some("007"), "{text:?}");
+        }
     }
 
     #[test]
