@@ -294,7 +294,7 @@ fn a_broken_template_names_its_line() {
     let catalog = one("x.prompt", "---\nname: x\n---\nfine\n{{#if a}}\n");
     assert!(catalog.problems[0].reason.starts_with("the template is broken"), "{:?}", catalog.problems);
     assert!(catalog.problems[0].line >= Some(4), "{:?}", catalog.problems);
-    let long = one("long.prompt", &"{{a}}\n".repeat(12_000));
+    let long = one("long.prompt", "{{a}}\n".repeat(12_000));
     assert!(long.problems[0].reason.contains("12000 expressions"), "{:?}", long.problems);
     for deep in [
         "{{#a}}".repeat(20_000),

@@ -39,9 +39,20 @@ fn fuzz(lattice: &Lattice, server: &[&str]) -> Vec<String> {
     let report = std::fs::read_to_string(lattice.path().join("report.json")).unwrap_or_else(|error| panic!("no report: {error}\n{said}"));
     let report: Value = serde_json::from_str(&report).expect("a report in JSON");
     assert!(report["total_tests"].as_u64().is_some_and(|count| count > 100), "not all cases were tried: {report}\n{said}");
-    assert_eq!(report["crashes"], 0, "{report}");
-    let cases = report["interesting_cases"].as_array().expect("cases");
-    cases.iter().filter(|case| case["timeout"] == true).map(|case| case["case_name"].as_str().unwrap_or_default().to_owned()).collect()
+    let (mut unanswered, mut crashes, mut killed) = (Vec::new(), Vec::new(), false);
+    for case in report["interesting_cases"].as_array().expect("cases") {
+        // mcpsec kills a server that gave no answer, and may take the next case for the cause of that.
+        let own = killed && case["error"].as_str().is_some_and(|error| error.contains("Broken pipe"));
+        if case["crashed"] == true && !own {
+            crashes.push(case);
+        }
+        killed = case["timeout"] == true;
+        if killed {
+            unanswered.push(case["case_name"].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    assert!(crashes.is_empty(), "{crashes:?}\n{said}");
+    unanswered
 }
 
 #[test]
