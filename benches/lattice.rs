@@ -1,7 +1,7 @@
 //! What the lattice costs beside a bare rmcp server that answers the same kind of call from memory.
 //!
 //! `cargo bench` prints tables and asserts nothing; `cargo bench -- --quick` takes fewer samples, and `--nats` measures only what
-//! goes over a NATS server.
+//! goes over a NATS server. `--soak [CLIENTS [SECONDS [SECONDS OF A ROUND]]]` is another thing: many clients for ten minutes, and it fails when the server does.
 #![expect(clippy::expect_used, reason = "a bench that cannot go on ends")]
 #![expect(clippy::print_stdout, reason = "tables are what this program is for")]
 
@@ -21,6 +21,8 @@ mod presence;
 mod raw;
 #[path = "lattice/server.rs"]
 mod server;
+#[path = "lattice/soak.rs"]
+mod soak;
 #[path = "lattice/table.rs"]
 mod table;
 
@@ -42,6 +44,13 @@ fn main() -> anyhow::Result<()> {
     }
     if let Ok(filter) = std::env::var("RUST_LOG") {
         let _ = lattice_mcp::telemetry::init(&filter);
+    }
+    if has("--soak") {
+        let numbers = after("--soak").iter().map_while(|text| text.parse::<u32>().ok()).collect::<Vec<_>>();
+        let clients = numbers.first().map_or(500, |clients| *clients as usize);
+        let length = std::time::Duration::from_secs(numbers.get(1).map_or(600, |seconds| u64::from(*seconds)));
+        let round = std::time::Duration::from_secs(numbers.get(2).map_or(3, |seconds| u64::from(*seconds)));
+        return runtime.block_on(soak::run(soak::Load { clients, length, round }));
     }
     let quick = has("--quick");
     if !has("--nats") {

@@ -11,7 +11,8 @@ use crate::load::{Measured, Pipes, Server, Speaks, median};
 use crate::table::{Table, micros, per_second};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lattice-mcp");
-const ECHO: &str = "---\nname: echo\ndescription: Answers with its task\nrunner: { kind: echo }\n---\n";
+/// An agent that answers with its task.
+pub(crate) const ECHO: &str = "---\nname: echo\ndescription: Answers with its task\nrunner: { kind: echo }\n---\n";
 const AT_ONCE: usize = 64;
 const WARM_UP: usize = 200;
 /// The two servers take turns, so that whatever else this machine does hits both.
@@ -29,12 +30,14 @@ pub(crate) async fn run(quick: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bare(argument: &str) -> anyhow::Result<Vec<String>> {
+/// The command of a bare server.
+pub(crate) fn bare(argument: &str) -> anyhow::Result<Vec<String>> {
     let this = std::env::current_exe()?;
     Ok(vec![this.to_str().context("a path of text")?.to_owned(), argument.to_owned()])
 }
 
-fn ours(dir: &Path, data: &str, door: &[&str]) -> Vec<String> {
+/// The command of a lattice of this folder.
+pub(crate) fn ours(dir: &Path, data: &str, door: &[&str]) -> Vec<String> {
     let text = |path: std::path::PathBuf| path.display().to_string();
     let folders = ["--data-dir".into(), text(dir.join(data)), "--agents".into(), text(dir.join("agents"))];
     std::iter::once(PROGRAM.to_owned()).chain(door.iter().map(|&part| part.to_owned())).chain(folders).collect()

@@ -1,6 +1,8 @@
 //! A load client that speaks MCP itself: JSON-RPC in lines on pipes, and on kept-alive HTTP connections.
 
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -9,8 +11,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// How long a server may take to start or answer before the bench gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server may take to start or answer before the bench gives up: as long as hosts wait for a silent call.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The protocol that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +195,11 @@ impl Server {
         Ok(Self { child, at })
     }
 
+    /// Its host and port.
+    pub(crate) fn at(&self) -> &str {
+        &self.at
+    }
+
     /// The memory that the server holds, in KiB.
     pub(crate) fn memory(&self) -> Option<u64> {
         memory(self.child.id()?)
@@ -239,7 +246,7 @@ impl Server {
 }
 
 /// A kept-alive connection.
-struct Wire {
+pub(crate) struct Wire {
     stream: BufReader<TcpStream>,
     at: String,
     speaks: Speaks,
@@ -248,7 +255,8 @@ struct Wire {
 }
 
 impl Wire {
-    async fn open(at: &str, speaks: Speaks) -> anyhow::Result<Self> {
+    /// Connects, and opens a session where there are such.
+    pub(crate) async fn open(at: &str, speaks: Speaks) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(at).await?;
         stream.set_nodelay(true)?;
         let mut wire = Self { stream: BufReader::new(stream), at: at.to_owned(), speaks, session: String::new(), line: String::new() };
@@ -260,22 +268,34 @@ impl Wire {
         Ok(wire)
     }
 
-    async fn call(&mut self, tool: &str, arguments: &Value) -> anyhow::Result<Value> {
-        let mut message = call(2, tool, arguments);
+    /// Calls a tool that must succeed.
+    pub(crate) async fn call(&mut self, tool: &str, arguments: &Value) -> anyhow::Result<Value> {
+        structured(&self.ask(call(2, tool, arguments)).await?).cloned()
+    }
+
+    /// Asks for anything else; the result.
+    pub(crate) async fn request(&mut self, method: &str, params: &Value) -> anyhow::Result<Value> {
+        let answer = self.ask(json!({ "jsonrpc": "2.0", "id": 3, "method": method, "params": params })).await?;
+        answer.get("result").cloned().with_context(|| format!("{method}: {answer}"))
+    }
+
+    async fn ask(&mut self, mut message: Value) -> anyhow::Result<Value> {
         if self.speaks == Speaks::Modern {
-            message["params"]["_meta"] = json!({
-                "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-                "io.modelcontextprotocol/clientInfo": { "name": "bench", "version": "1" },
-                "io.modelcontextprotocol/clientCapabilities": {},
-            });
+            modernize(&mut message);
         }
         let text = self.post(&message).await?;
         let answer = text.lines().filter_map(|line| line.strip_prefix("data:")).next_back().unwrap_or(&text);
-        structured(&serde_json::from_str(answer.trim()).with_context(|| format!("no JSON: {text}"))?).cloned()
+        serde_json::from_str(answer.trim()).with_context(|| format!("no JSON: {text}"))
     }
 
     /// Posts a message; the body of the response.
     async fn post(&mut self, message: &Value) -> anyhow::Result<String> {
+        let request = self.request_text(message);
+        self.stream.get_mut().write_all(request.as_bytes()).await?;
+        tokio::time::timeout(PATIENCE, self.response()).await.context("no answer in time")?
+    }
+
+    fn request_text(&self, message: &Value) -> String {
         let body = message.to_string();
         let further = match self.speaks {
             Speaks::Legacy if self.session.is_empty() => String::new(),
@@ -286,14 +306,12 @@ impl Wire {
                 format!("MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: {method}\r\nMcp-Name: {name}\r\n")
             }
         };
-        let request = format!(
+        format!(
             "POST /mcp HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nAccept: application/json, text/event-stream\r\n\
              {further}Content-Length: {}\r\n\r\n{body}",
             self.at,
             body.len()
-        );
-        self.stream.get_mut().write_all(request.as_bytes()).await?;
-        tokio::time::timeout(PATIENCE, self.response()).await.context("no answer in time")?
+        )
     }
 
     async fn next_line(&mut self) -> anyhow::Result<&str> {
@@ -334,6 +352,85 @@ impl Wire {
         ensure!(status.contains(" 200 ") || status.contains(" 202 "), "{status}: {text}");
         Ok(text)
     }
+}
+
+/// A stream of notifications, counted as they come; it ends with this value.
+pub(crate) struct Stream(tokio::task::JoinHandle<()>);
+
+impl Stream {
+    /// Of all that a session is told.
+    pub(crate) async fn of_session(session: &Wire, heard: &Arc<AtomicU64>) -> anyhow::Result<Self> {
+        let Wire { at, session, .. } = session;
+        let request = format!(
+            "GET /mcp HTTP/1.1\r\nHost: {at}\r\nAccept: text/event-stream\r\nMcp-Session-Id: {session}\r\n\
+             MCP-Protocol-Version: 2025-11-25\r\n\r\n"
+        );
+        let stream = Self::open(at, &request).await?;
+        Ok(Self::count(stream, heard))
+    }
+
+    /// Of the changes of a resource; it is listened to when this returns.
+    pub(crate) async fn of_resource(at: &str, uri: &str, heard: &Arc<AtomicU64>) -> anyhow::Result<Self> {
+        let wire = Wire::open(at, Speaks::Modern).await?;
+        let wanted = json!({ "notifications": { "resourceSubscriptions": [uri] } });
+        let mut message = json!({ "jsonrpc": "2.0", "id": 4, "method": "subscriptions/listen", "params": wanted });
+        modernize(&mut message);
+        let mut stream = Self::open(at, &wire.request_text(&message)).await?;
+        drop(wire);
+        let mut line = String::new();
+        let acknowledged = async {
+            while !line.contains("acknowledged") {
+                line.clear();
+                ensure!(stream.read_line(&mut line).await? > 0, "the stream ended at once");
+            }
+            Ok(())
+        };
+        tokio::time::timeout(PATIENCE, acknowledged).await.context("no acknowledgement in time")??;
+        Ok(Self::count(stream, heard))
+    }
+
+    async fn open(at: &str, request: &str) -> anyhow::Result<BufReader<TcpStream>> {
+        let mut stream = TcpStream::connect(at).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut stream = BufReader::new(stream);
+        let mut status = String::new();
+        tokio::time::timeout(PATIENCE, stream.read_line(&mut status)).await.context("no answer in time")??;
+        ensure!(status.contains(" 200 "), "{}", status.trim());
+        Ok(stream)
+    }
+
+    fn count(stream: BufReader<TcpStream>, heard: &Arc<AtomicU64>) -> Self {
+        let heard = Arc::clone(heard);
+        #[expect(clippy::disallowed_methods, reason = "a bench has no tracker")]
+        Self(tokio::spawn(async move {
+            let mut lines = stream.lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                heard.fetch_add(u64::from(line.contains("resources/updated")), Ordering::Relaxed);
+            }
+        }))
+    }
+
+    /// Whether it has not been cut.
+    pub(crate) fn is_whole(&self) -> anyhow::Result<()> {
+        ensure!(!self.0.is_finished(), "the stream was cut");
+        Ok(())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Says what newer clients say with each request.
+fn modernize(message: &mut Value) {
+    message["params"]["_meta"] = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": { "name": "bench", "version": "1" },
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
 }
 
 /// The memory that a process holds, in KiB.
