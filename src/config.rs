@@ -522,6 +522,8 @@ pub struct Http {
     pub token: Option<Secret>,
     /// A file whose first line is that token.
     pub token_file: Option<PathBuf>,
+    /// Whether everybody who comes through this door may see and use the works of everybody else who does.
+    pub share_works: bool,
     /// Origins of browser pages that may call, besides none.
     pub allowed_origins: Vec<String>,
     /// Further names under which this server is called (the Host header).
@@ -548,6 +550,7 @@ impl Default for Http {
             listen: None,
             token: None,
             token_file: None,
+            share_works: false,
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_max: Size::mib(16),

@@ -8,6 +8,7 @@ mod assign;
 mod keys;
 mod nested;
 mod redrive;
+mod sight;
 mod wait;
 
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ pub use self::assign::Schemas;
 pub use self::wait::Mode;
 use crate::config::Config;
 use crate::model::accept::Criteria;
+use crate::model::access::{Access, Principal, Scope as Permit};
 use crate::model::after::After;
 use crate::model::budget::{Budget, Excess};
 use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
@@ -60,6 +62,10 @@ pub struct Caller {
     root: Option<Arc<tokio::sync::Mutex<Option<Opened>>>>,
     /// The questions whose answers it has had.
     had: Arc<Mutex<HashSet<(WorkId, u32)>>>,
+    /// What its credentials allow; everything when it needs none.
+    access: Option<Arc<Access>>,
+    /// Who ordered the work that its agent executes, once that was looked up.
+    behind: Arc<tokio::sync::OnceCell<Option<Principal>>>,
 }
 
 /// The work that a connection's agent executes.
@@ -107,6 +113,26 @@ impl Caller {
     /// Whose the works are that it assigns.
     pub fn owner(&self) -> Option<&Owner> {
         self.owner.as_ref()
+    }
+
+    /// The same caller, as whoever came with these credentials: what it assigns is theirs.
+    #[must_use]
+    pub fn with_access(self, access: Arc<Access>) -> Self {
+        let owner = match &access.principal {
+            Some(principal) => self.owner.as_ref().map(|owner| owner.for_principal(principal)),
+            None => self.owner,
+        };
+        Self { owner, access: Some(access), ..self }
+    }
+
+    /// What its credentials allow; none when it needs no credentials.
+    pub fn access(&self) -> Option<&Access> {
+        self.access.as_deref()
+    }
+
+    /// Whether it may do what needs this scope.
+    pub fn may(&self, needed: Permit) -> bool {
+        self.access.as_ref().is_none_or(|access| access.allows(needed))
     }
 
     fn has_had(&self, id: WorkId, ask: u32) -> bool {
@@ -512,23 +538,31 @@ impl Dispatcher {
         }
     }
 
-    /// The works of a run and of everything below it.
+    /// The works of a run and of everything below it, as far as the caller may see them.
     ///
     /// # Errors
     /// `UnknownRun`, or the store's.
-    pub async fn check_run(&self, run_id: &RunId) -> Result<Vec<Run>> {
+    pub async fn check_run(&self, caller: &Caller, run_id: &RunId) -> Result<Vec<Run>> {
         self.0.runs.catch_up().await?;
-        let runs = self.0.runs.tree(run_id, self.0.config.mcp.works_max).await?;
+        let runs = self.visible(caller, self.0.runs.tree(run_id, self.0.config.mcp.works_max).await?).await?;
         if runs.is_empty() { Err(Error::UnknownRun(run_id.clone())) } else { Ok(runs) }
     }
 
-    /// What has not settled yet: how many, and the most recent of them.
+    /// What has not settled yet of what the caller may see: how many, and the most recent of them.
     ///
     /// # Errors
     /// The store's.
-    pub async fn outstanding(&self, limit: u32) -> Result<(u64, Vec<Run>)> {
+    pub async fn outstanding(&self, caller: &Caller, limit: u32) -> Result<(u64, Vec<Run>)> {
         self.0.runs.catch_up().await?;
-        Ok(self.0.runs.open_works(limit).await?)
+        Ok(self.0.runs.open_works(self.kept_to(caller).await?, limit).await?)
+    }
+
+    /// The most recent runs that the caller may see.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn recent(&self, caller: &Caller, limit: u32) -> Result<Vec<Run>> {
+        Ok(self.0.runs.recent(self.kept_to(caller).await?, limit, false).await?)
     }
 
     /// What a caller that remembers nothing must know of its works; what has settled counts as told from now on.
@@ -541,7 +575,12 @@ impl Dispatcher {
             Some(bound) => Scope::Below(bound.run_id.clone()),
             None => Scope::Of(caller.owner().cloned()),
         };
-        Ok(self.0.runs.outlook(scope, shown).await?)
+        let mut outlook = self.0.runs.outlook(scope, shown).await?;
+        if self.kept_to(caller).await?.is_some() {
+            // How busy others are is theirs to know.
+            outlook.elsewhere = 0;
+        }
+        Ok(outlook)
     }
 
     /// Asks that a work and all that hangs below it be stopped, and waits until that is confirmed for the work itself, or `patience`

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::fold::Folds;
 pub use self::outlook::{Outlook, Scope};
 pub use self::waits::Waiting;
+use crate::model::access::Principal;
 use crate::model::id::{RunId, WorkId};
 use crate::model::run::Run;
 use crate::telemetry::now;
@@ -149,7 +150,7 @@ const OWNERS: &str = "
     CREATE TABLE looks (owner TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
 ";
 /// What each later version adds; the first of them leads from version 1 to 2.
-const ADDED: [&str; 4] = [
+const ADDED: [&str; 5] = [
     OWNERS,
     "ALTER TABLE runs ADD COLUMN checks TEXT",
     "ALTER TABLE runs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
@@ -157,6 +158,7 @@ const ADDED: [&str; 4] = [
      ALTER TABLE runs ADD COLUMN turns INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE runs ADD COLUMN budget TEXT",
     waits::SCHEMA,
+    "ALTER TABLE runs ADD COLUMN principal TEXT",
 ];
 
 impl Runs {
@@ -242,43 +244,52 @@ impl Runs {
             .await
     }
 
-    /// Unsettled works: how many, and the most recent of them.
+    /// Unsettled works, of one principal if one is given: how many, and the most recent of them.
     ///
     /// # Errors
     /// The store's.
-    pub async fn open_works(&self, limit: u32) -> Result<(u64, Vec<Run>)> {
+    pub async fn open_works(&self, of: Option<Principal>, limit: u32) -> Result<(u64, Vec<Run>)> {
         self.reader
             .call(move |db| {
-                let count =
-                    db.prepare_cached("SELECT count(*) FROM runs WHERE settled_at IS NULL")?.query_row([], |row| row.get::<_, i64>(0))?;
-                let sql = format!("SELECT {} FROM runs WHERE settled_at IS NULL ORDER BY local DESC LIMIT ?1", rows::COLUMNS);
-                let runs = db.prepare_cached(&sql)?.query_map(params![limit], rows::read)?.collect::<rusqlite::Result<Vec<_>>>()?;
+                let (only, whose) = whose(of.as_ref());
+                let count = db
+                    .prepare_cached(&format!("SELECT count(*) FROM runs WHERE settled_at IS NULL AND {only}"))?
+                    .query_row(params![whose], |row| row.get::<_, i64>(0))?;
+                let sql = format!("SELECT {} FROM runs WHERE settled_at IS NULL AND {only} ORDER BY local DESC LIMIT ?2", rows::COLUMNS);
+                let runs = db.prepare_cached(&sql)?.query_map(params![whose, limit], rows::read)?.collect::<rusqlite::Result<Vec<_>>>()?;
                 Ok((u64::try_from(count).unwrap_or(0), runs))
             })
             .await
     }
 
-    /// The most recent runs, of dead letters only if so asked.
+    /// The most recent runs, of one principal if one is given, of dead letters only if so asked.
     ///
     /// # Errors
     /// The store's.
-    pub async fn recent(&self, limit: u32, dead: bool) -> Result<Vec<Run>> {
+    pub async fn recent(&self, of: Option<Principal>, limit: u32, dead: bool) -> Result<Vec<Run>> {
         self.reader
             .call(move |db| {
-                let only = if dead { "WHERE dead = 1" } else { "" };
-                let sql = format!("SELECT {} FROM runs {only} ORDER BY local DESC LIMIT ?1", rows::COLUMNS);
-                db.prepare_cached(&sql)?.query_map(params![limit], rows::read)?.collect()
+                let (only, whose) = whose(of.as_ref());
+                let dead = if dead { "dead = 1 AND" } else { "" };
+                let sql = format!("SELECT {} FROM runs WHERE {dead} {only} ORDER BY local DESC LIMIT ?2", rows::COLUMNS);
+                db.prepare_cached(&sql)?.query_map(params![whose, limit], rows::read)?.collect()
             })
             .await
     }
 
-    /// Whether any run has this root.
+    /// Whether any run has this root, of one principal if one is given.
     ///
     /// # Errors
     /// The store's.
-    pub async fn knows_root(&self, root: &RunId) -> Result<bool> {
+    pub async fn knows_root(&self, root: &RunId, of: Option<Principal>) -> Result<bool> {
         let root = root.clone();
-        self.reader.call(move |db| db.prepare_cached("SELECT 1 FROM runs WHERE root = ?1 LIMIT 1")?.exists(params![root.as_str()])).await
+        self.reader
+            .call(move |db| {
+                let (only, whose) = whose(of.as_ref());
+                let sql = format!("SELECT 1 FROM runs WHERE {only} AND root = ?2 LIMIT 1");
+                db.prepare_cached(&sql)?.exists(params![whose, root.as_str()])
+            })
+            .await
     }
 
     async fn fold_on(&self) -> Result<()> {
@@ -354,6 +365,11 @@ impl Runs {
             }
         }
     }
+}
+
+/// What leaves only the runs of one principal, and the value that goes with it as `?1`.
+fn whose(of: Option<&Principal>) -> (&'static str, Option<&str>) {
+    if of.is_some() { ("principal = ?1", of.map(Principal::as_str)) } else { ("?1 IS NULL", None) }
 }
 
 fn folded(db: &mut Connection) -> rusqlite::Result<Position> {

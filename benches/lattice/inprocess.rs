@@ -164,14 +164,14 @@ pub(crate) async fn run(quick: bool) {
 
     let runs = bench.station.dispatcher().runs();
     runs.catch_up().await.expect("the run store keeps up");
-    let some = runs.recent(1, false).await.expect("runs").remove(0);
+    let some = runs.recent(None, 1, false).await.expect("runs").remove(0);
     let caller = Caller::connection();
     for _ in 0..100 {
         one(bench.station.dispatcher(), &caller).await;
     }
     let _ = some;
     runs.catch_up().await.expect("the run store keeps up");
-    let root = runs.recent(1, false).await.expect("runs").remove(0).root_run_id;
+    let root = runs.recent(None, 1, false).await.expect("runs").remove(0).root_run_id;
     let mut samples = Vec::new();
     for _ in 0..50 {
         let began = Instant::now();

@@ -27,7 +27,7 @@ pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure
         Some(id) => tree(session, id).await,
         None => {
             let Some(reader) = session.open(Use::Look).await? else { return super::session_is_empty(session) };
-            let runs = reader.dispatcher.runs().recent(args.limit, false).await?;
+            let runs = reader.dispatcher.runs().recent(None, args.limit, false).await?;
             list(session, &runs, "no work has been assigned yet")
         }
     }
@@ -175,6 +175,7 @@ mod tests {
             checks: Vec::new(),
             usage: crate::model::budget::Usage::default(),
             budget: None,
+            principal: None,
         }
     }
 

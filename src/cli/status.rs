@@ -21,13 +21,13 @@ pub(super) async fn run(session: &mut Session) -> Result<(), Failure> {
     ];
     if let Some(reader) = &reader {
         let snapshot = reader.dispatcher.registry().snapshot();
-        let (outstanding, _) = reader.dispatcher.runs().open_works(0).await?;
+        let (outstanding, _) = reader.dispatcher.runs().open_works(None, 0).await?;
         facts.extend([
             ("stations_online", json!(snapshot.stations.len())),
             ("agents", json!(snapshot.agents.len())),
             ("agents_online", json!(snapshot.agents.values().filter(|agent| agent.online).count())),
             ("works_outstanding", json!(outstanding)),
-            ("works_dead", json!(reader.dispatcher.runs().recent(DEAD_MAX, true).await?.len())),
+            ("works_dead", json!(reader.dispatcher.runs().recent(None, DEAD_MAX, true).await?.len())),
         ]);
     }
     if session.screen.json {

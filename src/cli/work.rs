@@ -95,10 +95,10 @@ pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure
 async fn list(session: &mut Session, limit: u32, dead: bool) -> Result<(), Failure> {
     let Some(reader) = session.open(Use::Look).await? else { return super::session_is_empty(session) };
     if dead {
-        let works = reader.dispatcher.runs().recent(limit, true).await?;
+        let works = reader.dispatcher.runs().recent(None, limit, true).await?;
         return runs::list(session, &works, "no work has failed for good");
     }
-    let (count, works) = reader.dispatcher.runs().open_works(limit).await?;
+    let (count, works) = reader.dispatcher.runs().open_works(None, limit).await?;
     if count > works.len() as u64 {
         tracing::warn!("the {} most recent of {count} works are listed; --limit lists more", works.len());
     }

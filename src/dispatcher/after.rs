@@ -11,6 +11,10 @@ const WALK_MAX: usize = 1000;
 
 impl Dispatcher {
     pub(super) async fn vet_after(&self, caller: &Caller, after: &After) -> Result<()> {
+        match self.must_see(caller, &after.work_ids).await {
+            Err(Error::UnknownWork(hidden)) => return Err(Error::UnknownAfter(hidden)),
+            other => other?,
+        }
         for id in &after.work_ids {
             self.vet_one(caller, *id).await?;
         }

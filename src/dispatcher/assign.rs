@@ -239,9 +239,10 @@ impl Dispatcher {
         }
         if let Some(run_id) = joins {
             let root = run_id.root();
-            if !self.0.runs.knows_root(&root).await? {
+            let of = self.kept_to(caller).await?;
+            if !self.0.runs.knows_root(&root, of.clone()).await? {
                 self.0.runs.catch_up().await?;
-                if !self.0.runs.knows_root(&root).await? {
+                if !self.0.runs.knows_root(&root, of).await? {
                     return Err(Error::UnknownRun(run_id.clone()));
                 }
             }
@@ -303,6 +304,7 @@ impl Dispatcher {
             priority,
             span_id: new_span_id(),
             owner: caller.owner().cloned(),
+            principal: self.principal_of(caller).await?,
             accept: request.accept,
             budgets: above.iter().cloned().chain(own).collect(),
             redrives: None,

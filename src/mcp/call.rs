@@ -3,6 +3,7 @@
 //! Arguments are read leniently where a model errs often: a number as text, a context as JSON text, an empty text for an
 //! argument that is left out, unknown arguments. Anything else is a problem that names the argument and shows the value.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::ErrorData;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use crate::dispatcher::{Bound, Caller};
+use crate::model::access::Access;
 use crate::model::after::{After, IfFailed};
 use crate::model::id::WorkId;
 use crate::model::time::Span;
@@ -83,7 +85,7 @@ impl Call {
         TraceContext::parse(self.meta.get_traceparent()?)
     }
 
-    /// Who calls: the work that the HTTP door found behind the request's credentials, else the connection's caller.
+    /// Who calls: the work or the principal that the HTTP door found behind the request's credentials, else the connection's caller.
     pub(super) fn caller(&self, connection: &Caller) -> Caller {
         caller(&self.extensions, connection)
     }
@@ -91,8 +93,12 @@ impl Call {
 
 /// Who calls, by what came with a request.
 pub(super) fn caller(extensions: &Extensions, connection: &Caller) -> Caller {
-    let parts = extensions.get::<http::request::Parts>();
-    parts.and_then(|parts| parts.extensions.get::<Bound>()).map_or_else(|| connection.clone(), |bound| Caller::bound(bound.clone()))
+    let Some(parts) = extensions.get::<http::request::Parts>() else { return connection.clone() };
+    match (parts.extensions.get::<Bound>(), parts.extensions.get::<Arc<Access>>()) {
+        (Some(bound), _) => Caller::bound(bound.clone()),
+        (None, Some(access)) => connection.clone().with_access(access.clone()),
+        (None, None) => connection.clone(),
+    }
 }
 
 impl Call {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::problem::Problem;
 use super::resources::Uri;
 use super::server::Connection;
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Caller, Dispatcher, Error};
 use crate::model::id::{AgentName, RunId};
 use crate::registry::Agent;
 use crate::transport::{self, Filter, Follow};
@@ -136,13 +136,24 @@ pub(super) fn tell_of_lists(connection: &Connection, peer: Peer<RoleServer>) {
     });
 }
 
+/// Whether a caller may hear of a resource; only those who are kept to their own works must name one that exists.
+async fn may_hear(dispatcher: &Dispatcher, caller: &Caller, uri: &Uri) -> Result<(), Error> {
+    match uri {
+        Uri::Agent(_) => Ok(()),
+        Uri::Work(id) | Uri::Result(id) => dispatcher.must_see(caller, &[*id]).await,
+        Uri::Run(_) if dispatcher.kept_to(caller).await?.is_none() => Ok(()),
+        Uri::Run(run_id) => dispatcher.check_run(caller, run_id).await.map(|_| ()),
+    }
+}
+
 /// Tells an older client of each change of a resource, until it unsubscribes or its connection ends.
-pub(super) async fn subscribe(connection: &Connection, uri: String, peer: Peer<RoleServer>) -> Result<(), ErrorData> {
+pub(super) async fn subscribe(connection: &Connection, caller: &Caller, uri: String, peer: Peer<RoleServer>) -> Result<(), ErrorData> {
     let dispatcher = connection.shared.dispatcher.clone();
     let parsed: Uri = uri.parse().map_err(|problem: Problem| problem.into_not_found(&uri))?;
     if let Uri::Work(id) | Uri::Result(id) = parsed {
         dispatcher.check(id).await.map_err(|error| Problem::from(error).into_not_found(&uri))?;
     }
+    may_hear(&dispatcher, caller, &parsed).await.map_err(|error| Problem::from(error).into_not_found(&uri))?;
     let topic = Topic::Resource(parsed, uri.clone());
     let source = Source::open(&dispatcher, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?;
     let ends = connection.closing.child_token();
@@ -192,7 +203,7 @@ pub(super) fn accepted(requested: &SubscriptionFilter, max: u32) -> Subscription
 }
 
 /// Tells a newer client of what it listens to, until it cancels, its connection ends or the station stops.
-pub(super) async fn listen(connection: &Connection, context: &SubscriptionContext) -> Result<(), ErrorData> {
+pub(super) async fn listen(connection: &Connection, caller: &Caller, context: &SubscriptionContext) -> Result<(), ErrorData> {
     let dispatcher = &connection.shared.dispatcher;
     let (accepted, sink) = (context.accepted(), context.sink());
     let mut topics = Vec::new();
@@ -201,7 +212,9 @@ pub(super) async fn listen(connection: &Connection, context: &SubscriptionContex
         topics.push(Topic::Lists);
     }
     for uri in accepted.resource_subscriptions.iter().flatten() {
-        topics.extend(uri.parse().map(|parsed| Topic::Resource(parsed, uri.clone())));
+        let Ok(parsed) = uri.parse() else { continue };
+        may_hear(dispatcher, caller, &parsed).await.map_err(|error| Problem::from(error).into_not_found(uri))?;
+        topics.push(Topic::Resource(parsed, uri.clone()));
     }
     let mut streams = Vec::with_capacity(topics.len());
     for topic in topics {

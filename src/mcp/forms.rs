@@ -20,6 +20,7 @@ use super::call::Call;
 use super::problem::Problem;
 use super::server::Server;
 use crate::dispatcher::{Caller, Error, Reply};
+use crate::model::access::Scope;
 use crate::model::event::{Ask, Needs};
 use crate::model::id::WorkId;
 use crate::model::work::Work;
@@ -104,13 +105,21 @@ impl Server {
     pub(super) fn way(&self, call: &Call) -> Option<Way> {
         let is_agent = call.caller(&self.connection().caller).work().is_some();
         let way = if call.is_modern() { Way::Retry } else { Way::Elicit };
-        (call.takes_forms() && !is_agent).then_some(way)
+        (call.takes_forms() && !is_agent && self.may_answer(call)).then_some(way)
+    }
+
+    /// Whoever may only look is shown no forms.
+    fn may_answer(&self, call: &Call) -> bool {
+        call.caller(&self.connection().caller).may(Scope::Assign)
     }
 
     /// What a second try brings back: its answer is given, and the questions that were declined are remembered.
     pub(super) async fn resume(&self, call: &mut Call) -> Result<Vec<Asked>, Response> {
         let refuse = |text: &str| Response::Refused(ErrorData::invalid_params(text.to_owned(), None));
         let responses = call.input_responses.take().unwrap_or_default();
+        if !responses.is_empty() && !self.may_answer(call) {
+            return Err(refuse("inputResponses answer an agent's question, which needs the scope assign"));
+        }
         let Some(sealed) = call.request_state.take() else {
             return if responses.is_empty() {
                 Ok(Vec::new())

@@ -10,6 +10,7 @@ mod changes;
 mod forms;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod permits;
 mod problem;
 mod prompts;
 mod questions;
@@ -23,5 +24,6 @@ mod tests;
 mod waiting;
 mod work;
 
+pub use permits::needs;
 pub use server::{Parts, Server, Wake};
 pub use stdio::{Error, serve_lines, serve_stdio};

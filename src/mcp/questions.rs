@@ -46,6 +46,7 @@ impl Server {
                 return Err(Problem::new("ask must be the number of a question, from 1", "Leave ask out for the open question."));
             }
         };
+        self.dispatcher().must_see(&call.caller(&self.connection().caller), &[id]).await?;
         let returned = call.request_state.is_some();
         let declined = match self.resume(&mut call).await {
             Ok(declined) => declined,
@@ -101,6 +102,7 @@ impl Server {
             needs: arguments.word("needs", &needs)?.unwrap_or_default(),
         };
         let work_id = arguments.work_id()?;
+        self.dispatcher().must_see(&caller, work_id.as_slice()).await?;
         let declined = match self.resume(&mut call).await {
             Ok(declined) => declined,
             Err(response) => return Ok(response),

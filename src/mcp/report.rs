@@ -442,6 +442,7 @@ mod tests {
             checks: Vec::new(),
             usage: crate::model::budget::Usage::default(),
             budget: None,
+            principal: None,
         }
     }
 

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::problem::Problem;
 use super::report::Reporter;
 use super::{agents, prompts};
-use crate::dispatcher::{Dispatcher, Error};
+use crate::dispatcher::{Caller, Dispatcher};
 use crate::model::event::{Event, Kind};
 use crate::model::id::{AgentName, RunId, WorkId};
 use crate::model::output::Media;
@@ -78,7 +78,7 @@ fn unknown(text: &str) -> Problem {
 }
 
 /// Agents, then outstanding works, a page at a time.
-pub(super) async fn list(dispatcher: &Dispatcher, cursor: Option<String>) -> Result<ListResourcesResult, ErrorData> {
+pub(super) async fn list(dispatcher: &Dispatcher, caller: &Caller, cursor: Option<String>) -> Result<ListResourcesResult, ErrorData> {
     let bad = |cursor: &str| {
         let wrong = format!("cursor {:?} is not one that resources/list gave", cursor.chars().take(80).collect::<String>());
         Problem::new(wrong, "Begin again without a cursor.").into_invalid_params()
@@ -94,7 +94,7 @@ pub(super) async fn list(dispatcher: &Dispatcher, cursor: Option<String>) -> Res
     let room = PAGE - page.len();
     let max = dispatcher.config().mcp.works_max;
     let limit = u32::try_from(works_from + room + 1).unwrap_or(max).min(max);
-    let (_, open) = dispatcher.outstanding(limit).await.map_err(|error| Problem::from(error).into_invalid_params())?;
+    let (_, open) = dispatcher.outstanding(caller, limit).await.map_err(|error| Problem::from(error).into_invalid_params())?;
     page.extend(open.iter().skip(works_from).take(room).map(work));
     let end = from + page.len();
     let mut result = ListResourcesResult::with_all_items(page);
@@ -134,9 +134,13 @@ pub(super) fn templates() -> ListResourceTemplatesResult {
 }
 
 /// Reads a resource.
-pub(super) async fn read(dispatcher: &Dispatcher, uri: &str) -> Result<ReadResourceResult, ErrorData> {
+pub(super) async fn read(dispatcher: &Dispatcher, caller: &Caller, uri: &str) -> Result<ReadResourceResult, ErrorData> {
     let read = async {
-        match uri.parse()? {
+        let uri: Uri = uri.parse()?;
+        if let Uri::Work(id) | Uri::Result(id) = &uri {
+            dispatcher.must_see(caller, &[*id]).await?;
+        }
+        match uri {
             Uri::Agent(name) => {
                 let agent = agents::find(dispatcher, name.as_str())?;
                 Ok((Value::Object(agents::detailed(&agent, dispatcher.config())).to_string(), Media::Json))
@@ -144,7 +148,7 @@ pub(super) async fn read(dispatcher: &Dispatcher, uri: &str) -> Result<ReadResou
             Uri::Work(id) => Ok((Value::Object(work_in_full(dispatcher, id).await?).to_string(), Media::Json)),
             Uri::Result(id) => result(dispatcher, id).await,
             Uri::Run(run_id) => {
-                let runs = dispatcher.check_run(&run_id).await?;
+                let runs = dispatcher.check_run(caller, &run_id).await?;
                 Ok((tree(dispatcher, &Tree::build(&run_id, runs)).to_string(), Media::Json))
             }
         }
@@ -177,6 +181,9 @@ async fn work_in_full(dispatcher: &Dispatcher, id: WorkId) -> Result<Map<String,
         shown.insert("priority".into(), assignment.priority.into());
         shown.insert("assigned_at".into(), assignment.assigned_at.to_string().into());
         shown.insert("deadline".into(), assignment.deadline().after(work.waited(crate::telemetry::now())).to_string().into());
+        if let Some(principal) = &assignment.principal {
+            shown.insert("principal".into(), principal.as_str().into());
+        }
         shown.insert("trace_id".into(), assignment.trace_id.as_str().into());
         if !assignment.context.is_empty() {
             shown.insert("context".into(), Value::Object(assignment.context.clone()));
@@ -250,15 +257,21 @@ fn tree(dispatcher: &Dispatcher, at: &Tree) -> Value {
 }
 
 /// Completes the name or id in an address, or the agents of a prompt.
-pub(super) async fn complete(dispatcher: &Dispatcher, request: &CompleteRequestParams) -> Result<CompletionInfo, ErrorData> {
+pub(super) async fn complete(
+    dispatcher: &Dispatcher,
+    caller: &Caller,
+    request: &CompleteRequestParams,
+) -> Result<CompletionInfo, ErrorData> {
     let argument = &request.argument;
     let typed = argument.value.as_str();
     let candidates = match &request.r#ref {
         Reference::Resource(template) => match (template.uri.as_str(), argument.name.as_str()) {
             ("agent://{name}", "name") => agent_names(dispatcher),
-            ("work://{id}" | "work://{id}/result", "id") => recent(dispatcher).await?.iter().map(|run| run.work_id.to_string()).collect(),
+            ("work://{id}" | "work://{id}/result", "id") => {
+                recent(dispatcher, caller).await?.iter().map(|run| run.work_id.to_string()).collect()
+            }
             ("run://{id}", "id") => {
-                let runs = recent(dispatcher).await?;
+                let runs = recent(dispatcher, caller).await?;
                 let ids = runs.iter().flat_map(|run| [run.root_run_id.as_str().to_owned(), run.run_id.as_str().to_owned()]);
                 let mut seen = std::collections::HashSet::new();
                 ids.filter(|id| seen.insert(id.clone())).collect()
@@ -283,9 +296,9 @@ fn agent_names(dispatcher: &Dispatcher) -> Vec<String> {
     dispatcher.registry().snapshot().agents.keys().map(ToString::to_string).collect()
 }
 
-async fn recent(dispatcher: &Dispatcher) -> Result<Vec<Run>, ErrorData> {
-    let runs = dispatcher.runs().recent(COMPLETED_AMONG, false).await;
-    runs.map_err(|error| ErrorData::internal_error(Problem::from(Error::Runs(error)).text().to_owned(), None))
+async fn recent(dispatcher: &Dispatcher, caller: &Caller) -> Result<Vec<Run>, ErrorData> {
+    let runs = dispatcher.recent(caller, COMPLETED_AMONG).await;
+    runs.map_err(|error| ErrorData::internal_error(Problem::from(error).text().to_owned(), None))
 }
 
 #[cfg(test)]

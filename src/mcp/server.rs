@@ -178,6 +178,10 @@ impl Server {
         self.enter().await.map_err(|problem| ErrorData::internal_error(problem.text().to_owned(), None))
     }
 
+    fn caller_of(&self, context: &RequestContext<RoleServer>) -> Caller {
+        caller(&context.extensions, &self.0.caller)
+    }
+
     /// Who asks after a task; only newer clients do.
     fn asking<M: ConstString>(&self, context: &RequestContext<RoleServer>) -> Result<Asking, ErrorData> {
         if !is_modern(context.protocol_version().as_ref()) {
@@ -271,6 +275,12 @@ impl ServerHandler for Server {
             Ok(room) => room,
             Err(problem) => return Ok(problem.into_result().into()),
         };
+        let needed = super::needs("tools/call", Some(&request.name));
+        if !self.caller_of(&context).may(needed) {
+            // The HTTP door has told the client so already; this is for whoever mounts the server elsewhere.
+            let wrong = format_args!("{} needs the scope {needed}", request.name);
+            return Ok(Problem::new(wrong, "Ask the user for credentials with that scope.").into_result().into());
+        }
         let span = tracing::info_span!("tool", name = &*request.name);
         shared.router.call(ToolCallContext::new(self, request, context)).instrument(span).await
     }
@@ -299,18 +309,18 @@ impl ServerHandler for Server {
         prompts::get(self.dispatcher(), &request).map(Into::into)
     }
 
-    async fn complete(&self, request: CompleteRequestParams, _: RequestContext<RoleServer>) -> Result<CompleteResult, ErrorData> {
+    async fn complete(&self, request: CompleteRequestParams, context: RequestContext<RoleServer>) -> Result<CompleteResult, ErrorData> {
         let _room = self.admit().await?;
-        Ok(CompleteResult::new(resources::complete(self.dispatcher(), &request).await?))
+        Ok(CompleteResult::new(resources::complete(self.dispatcher(), &self.caller_of(&context), &request).await?))
     }
 
     async fn list_resources(
         &self,
         request: Option<PaginatedRequestParams>,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
         let _room = self.admit().await?;
-        resources::list(self.dispatcher(), request.and_then(|request| request.cursor)).await
+        resources::list(self.dispatcher(), &self.caller_of(&context), request.and_then(|request| request.cursor)).await
     }
 
     async fn list_resource_templates(
@@ -325,10 +335,10 @@ impl ServerHandler for Server {
     async fn read_resource(
         &self,
         request: ReadResourceRequestParams,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
         let _room = self.admit().await?;
-        resources::read(self.dispatcher(), &request.uri).await.map(Into::into)
+        resources::read(self.dispatcher(), &self.caller_of(&context), &request.uri).await.map(Into::into)
     }
 
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
@@ -337,7 +347,7 @@ impl ServerHandler for Server {
 
     async fn subscribe(&self, request: SubscribeRequestParams, context: RequestContext<RoleServer>) -> Result<(), ErrorData> {
         let _room = self.admit().await?;
-        changes::subscribe(self.connection(), request.uri, context.peer).await
+        changes::subscribe(self.connection(), &self.caller_of(&context), request.uri, context.peer).await
     }
 
     async fn unsubscribe(&self, request: UnsubscribeRequestParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {
@@ -351,6 +361,6 @@ impl ServerHandler for Server {
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
         let _room = self.admit().await?;
-        changes::listen(self.connection(), &context).await
+        changes::listen(self.connection(), &self.caller_of(context.request_context()), &context).await
     }
 }

@@ -119,6 +119,7 @@ impl Server {
     pub(super) async fn task(&self, asking: &Asking, id: &str) -> Result<GetTaskResult, ErrorData> {
         loop {
             let row = self.task_row(asking, id).await?;
+            self.dispatcher().must_see(&asking.caller, &row.kept.works).await.map_err(|error| internal(error.into()))?;
             let works = self.check_all(&row.kept.works).await.map_err(internal)?;
             let payload = self.payload(asking, &row.kept, &works).await?;
             if let TaskPayload::Completed { result } = &payload

@@ -60,6 +60,7 @@ impl Server {
                 "Name the works to wait for, as assign_work returned them; check_work without arguments lists outstanding works.",
             ));
         }
+        self.dispatcher().must_see(&call.caller(&self.connection().caller), &ids).await?;
         let wait = Wait { ids, list, mode };
         let declined = match self.resume(&mut call).await {
             Ok(declined) => declined,

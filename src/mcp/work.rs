@@ -148,6 +148,7 @@ impl Server {
         annotations(read_only_hint = true, open_world_hint = false)
     )]
     async fn check_work(&self, mut call: Call) -> Result<Answer, Problem> {
+        let caller = call.caller(&self.connection().caller);
         let selector = selector(&mut call.arguments)?;
         let run_id = call.arguments.optional("run_id")?;
         let (ids, list) = call.arguments.works()?;
@@ -155,16 +156,18 @@ impl Server {
             let [id] = ids[..] else {
                 return Err(Problem::new("lines, grep, jsonpath and bytes read the result of one work", "Call again with its work_id."));
             };
+            self.dispatcher().must_see(&caller, &[id]).await?;
             return self.part(id, &selector).await;
         }
         if let Some(run_id) = run_id {
             if !ids.is_empty() {
                 return Err(Problem::new("run_id and work ids were both given", "Call again with one of the two."));
             }
-            return self.check_run(&run_id).await;
+            return self.check_run(&caller, &run_id).await;
         }
+        self.dispatcher().must_see(&caller, &ids).await?;
         match ids[..] {
-            [] => self.look_around(&call.caller(&self.connection().caller)).await,
+            [] => self.look_around(&caller).await,
             [id] if !list => {
                 let work = self.dispatcher().check(id).await?;
                 Ok(self.report(&work, Map::new(), call.takes_links()).await)
@@ -187,6 +190,7 @@ impl Server {
     async fn cancel_work(&self, mut call: Call) -> Result<Answer, Problem> {
         let id = required_work(&mut call)?;
         let reason = call.arguments.optional("reason")?;
+        self.dispatcher().must_see(&call.caller(&self.connection().caller), &[id]).await?;
         let before = self.dispatcher().check(id).await?;
         let patience = self.dispatcher().config().lattice.work.kill_after.get() + CONFIRM.get();
         let mut further = Map::new();
@@ -249,9 +253,9 @@ impl Server {
         Ok(Answer::new(report::outlook(&outlook, &questions, now())))
     }
 
-    async fn check_run(&self, run_id: &str) -> Result<Answer, Problem> {
+    async fn check_run(&self, caller: &Caller, run_id: &str) -> Result<Answer, Problem> {
         let run_id = run_id.trim().parse()?;
-        let runs = self.dispatcher().check_run(&run_id).await?;
+        let runs = self.dispatcher().check_run(caller, &run_id).await?;
         let mut reporter = Reporter::several(self.dispatcher());
         let works: Vec<Value> = runs.iter().map(|run| Value::Object(reporter.run(run))).collect();
         Ok(Answer::new(fields(json!({ "run_id": run_id, "works": works }))))

@@ -3,6 +3,7 @@
 //! Nothing here knows tokio, I/O or the clock; functions take `now`.
 
 pub mod accept;
+pub mod access;
 pub mod after;
 pub mod agent;
 pub mod audit;

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::access;
 use super::id::StationId;
 
 /// Who ordered a work, and where: a caller that remembers nothing finds its works by it. A digest, so that the wire carries no path.
@@ -50,7 +51,22 @@ impl Owner {
                 digest.update(path.as_os_str().as_encoded_bytes());
             }
         }
-        Self(digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        Self::from_digest(&digest.finalize())
+    }
+
+    /// The owner of what somebody with a name of their own orders in the same workspace.
+    #[must_use]
+    pub fn for_principal(&self, principal: &access::Principal) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(b"principal\0");
+        digest.update(&self.0);
+        digest.update(b"\0");
+        digest.update(principal.as_str());
+        Self::from_digest(&digest.finalize())
+    }
+
+    fn from_digest(digest: &[u8]) -> Self {
+        Self(digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The digest.
@@ -77,8 +93,11 @@ mod tests {
         let mut owners: Vec<Owner> =
             spaces.iter().flat_map(|space| [Principal::User, Principal::Http].map(|who| Owner::of(who, space))).collect();
         assert_eq!(owners[0], Owner::of(Principal::User, &Workspace::Named("/one")));
+        let named = owners[1].for_principal(&access::Principal::kept("token:ci"));
+        assert_eq!(named, owners[1].for_principal(&access::Principal::kept("token:ci")));
+        owners.extend([owners[3].for_principal(&access::Principal::kept("token:ci")), named]);
         owners.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         owners.dedup();
-        assert_eq!(owners.len(), 10);
+        assert_eq!(owners.len(), 12);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::accept::Check;
+use super::access::Principal;
 use super::budget::{Allowance, Budget, Spent, Usage};
 use super::id::{AgentName, RunId, StationId, WorkId};
 use super::time::Timestamp;
@@ -53,6 +54,8 @@ pub struct Run {
     pub usage: Usage,
     /// What it and everything below it may use.
     pub budget: Option<Budget>,
+    /// Who ordered it by credentials of their own.
+    pub principal: Option<Principal>,
 }
 
 impl Run {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::accept::{Check, Claim, Criteria};
+use super::access::Principal;
 use super::after::After;
 use super::budget::{Allowance, Usage};
 use super::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Side};
@@ -58,6 +59,9 @@ pub struct Assignment {
     /// Whose it is; what an agent orders is its own orderer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// Who ordered it by credentials of their own; what an agent orders is its own orderer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<Principal>,
     /// What is asked of its result before it counts as done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept: Option<Criteria>,

@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::model::access::Principal;
 use crate::model::budget::Usage;
 use crate::model::event::Failure;
 use crate::model::id::WorkId;
@@ -16,7 +17,7 @@ use crate::transport::Position;
 
 /// The columns that `read` expects, in order.
 pub(super) const COLUMNS: &str = "local, work, run, parent, root, origin, target, trace, agent, task, status, event, \
-     assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, checks, tokens, cost, turns, budget";
+     assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, checks, tokens, cost, turns, budget, principal";
 
 /// How much of a task a row keeps.
 const TASK_MAX: usize = 2048;
@@ -75,9 +76,9 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT INTO runs (work, run, parent, root, origin, target, trace, agent, task, status, event,
                            assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen, checks, tokens, cost, turns, budget,
-                           label, owner)
+                           label, owner, principal)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
-                 ifnull(?26, (SELECT owner FROM runs WHERE run = ?3)))
+                 ifnull(?26, (SELECT owner FROM runs WHERE run = ?3)), ?27)
          ON CONFLICT (work) DO UPDATE SET status = excluded.status, label = excluded.label, event = excluded.event, accepted_at = excluded.accepted_at,
              settled_at = excluded.settled_at, attempt = excluded.attempt, duration_ms = excluded.duration_ms,
              outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen,
@@ -111,6 +112,7 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
         budget,
         work.status.label(),
         order.owner.as_ref().map(|owner| owner.as_str()),
+        order.principal.as_ref().map(|principal| principal.as_str()),
     ])?;
     if work.settled_at.is_some() {
         number(db, order.work_id)?;
@@ -158,6 +160,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
         checks: if_present(row, 18)?.unwrap_or_default(),
         usage: Usage { tokens: unsigned(row.get(19)?), cost_usd: row.get(20)?, turns: unsigned(row.get(21)?) },
         budget: if_present(row, 22)?,
+        principal: row.get::<_, Option<String>>(23)?.as_deref().map(Principal::kept),
     })
 }
 

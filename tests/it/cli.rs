@@ -198,6 +198,7 @@ impl Seed {
             trace_id: "1".repeat(32),
             span_id: "2".repeat(16),
             owner: None,
+            principal: None,
             accept: None,
             budgets: vec![],
             after: None,

@@ -53,6 +53,7 @@ fn assignment() -> Assignment {
         trace_id: "0".repeat(32),
         span_id: "0".repeat(16),
         owner: None,
+        principal: None,
         accept: None,
         budgets: vec![],
         redrives: None,

@@ -129,6 +129,7 @@ impl Bench {
             trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
             span_id: "b7ad6b7169203331".into(),
             owner: None,
+            principal: None,
             accept: None,
             budgets: vec![],
             after: None,

@@ -32,7 +32,7 @@ pub(super) fn start(order: &Order, prompt: &str) -> String {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
     };
-    for left_out in ["task", "context", "input_ref", "owner"] {
+    for left_out in ["task", "context", "input_ref", "owner", "principal"] {
         fields.remove(left_out);
     }
     fields.entry("parent_work_id").or_insert(Value::Null);
