@@ -283,7 +283,8 @@ impl Registry {
         Ok(())
     }
 
-    fn say(&self, kind: Kind) {
+    /// Tells the lattice's log of something that this process did.
+    pub fn say(&self, kind: Kind) {
         self.0.audit.say(&self.0.me.station, self.0.me.instance, kind);
     }
 
@@ -291,7 +292,7 @@ impl Registry {
     pub async fn observe(&self, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
-            _ = async { tokio::join!(self.keep_in_touch(false), self.follow(Bucket::Agents), self.follow(Bucket::Stations)) } => {}
+            _ = async { tokio::join!(self.keep_in_touch(false), self.follow(Bucket::Agents), self.follow(Bucket::Stations), self.0.audit.write()) } => {}
         }
     }
 

@@ -211,6 +211,11 @@ fn details(kind: &audit::Kind) -> String {
         audit::Kind::Back => "its sign of life had expired".into(),
         audit::Kind::TakenOver { from, .. } => format!("from {from}, which is gone"),
         audit::Kind::Refused { holder, .. } => format!("the name is held by {holder}"),
+        audit::Kind::Turned(turned) => {
+            let who = turned.principal.as_ref().map(|principal| format!(", {principal}")).unwrap_or_default();
+            let more = if turned.untold > 0 { format!(", and {} others before it", turned.untold) } else { String::new() };
+            format!("from {}{who}: {}{more}", turned.peer, turned.cause)
+        }
         _ => String::new(),
     }
 }

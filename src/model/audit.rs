@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::access::Principal;
 use super::id::{AgentName, InstanceId, LatticeId, StationId};
 use super::time::Timestamp;
 
@@ -57,8 +58,30 @@ pub enum Kind {
         /// Who holds it.
         holder: StationId,
     },
+    /// The station's HTTP door refused a request.
+    Turned(Turned),
     /// A type of another version, and the agent that it names.
     Other(String, Option<AgentName>),
+}
+
+/// A request that a door refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turned {
+    /// The address that it came from.
+    pub peer: String,
+    /// What was wrong, in a word: `host`, `origin`, `credentials`, `scope`, `session`, `rate`, `connections`, `streams` or `head`.
+    pub cause: String,
+    /// Who came, where that was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<Principal>,
+    /// How many others were refused before it, and not told of one by one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub untold: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Why bytes are not a fact.
@@ -90,6 +113,7 @@ impl Kind {
             Self::Withdrawn(_) => "agent.withdrawn",
             Self::TakenOver { .. } => "agent.taken_over",
             Self::Refused { .. } => "agent.refused",
+            Self::Turned(_) => "request.refused",
             Self::Other(kind, _) => kind,
         }
     }
@@ -105,7 +129,7 @@ impl Kind {
             Self::Registered(agent) | Self::Changed(agent) | Self::Withdrawn(agent) => Some(agent),
             Self::TakenOver { agent, .. } | Self::Refused { agent, .. } => Some(agent),
             Self::Other(_, agent) => agent.as_ref(),
-            Self::Joined | Self::Left | Self::Lost { .. } | Self::Back => None,
+            Self::Joined | Self::Left | Self::Lost { .. } | Self::Back | Self::Turned(_) => None,
         }
     }
 }
@@ -127,6 +151,8 @@ struct Wire {
     from: Option<StationId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     holder: Option<StationId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request: Option<Turned>,
 }
 
 impl Fact {
@@ -142,11 +168,13 @@ impl Fact {
             observer: None,
             from: None,
             holder: None,
+            request: None,
         };
         match &self.kind {
             Kind::Lost { observer } => wire.observer = Some(observer.clone()),
             Kind::TakenOver { from, .. } => wire.from = Some(from.clone()),
             Kind::Refused { holder, .. } => wire.holder = Some(holder.clone()),
+            Kind::Turned(turned) => wire.request = Some(turned.clone()),
             _ => {}
         }
         // A `Wire` has string keys only, so writing it into memory does not fail.
@@ -158,7 +186,7 @@ impl Fact {
     /// # Errors
     /// What is missing or malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let Wire { kind, at, lattice, station, instance_id, agent, observer, from, holder } = serde_json::from_slice(bytes)?;
+        let Wire { kind, at, lattice, station, instance_id, agent, observer, from, holder, request } = serde_json::from_slice(bytes)?;
         let missing = |field| Error::Missing { kind: kind.clone(), field };
         let named = |agent: Option<AgentName>| agent.ok_or_else(|| missing("agent"));
         let kind = match kind.as_str() {
@@ -171,6 +199,7 @@ impl Fact {
             "agent.withdrawn" => Kind::Withdrawn(named(agent)?),
             "agent.taken_over" => Kind::TakenOver { agent: named(agent)?, from: from.ok_or_else(|| missing("from"))? },
             "agent.refused" => Kind::Refused { agent: named(agent)?, holder: holder.ok_or_else(|| missing("holder"))? },
+            "request.refused" => Kind::Turned(request.ok_or_else(|| missing("request"))?),
             _ => Kind::Other(kind, agent),
         };
         Ok(Self { at, lattice, station, instance: instance_id, kind })
@@ -200,6 +229,7 @@ mod tests {
             Kind::Withdrawn(agent()),
             Kind::TakenOver { agent: agent(), from: west() },
             Kind::Refused { agent: agent(), holder: west() },
+            Kind::Turned(Turned { peer: "10.0.0.9".into(), cause: "scope".into(), principal: Principal::of_token("ci"), untold: 3 }),
             Kind::Other("lease.taken".into(), None),
         ];
         for kind in kinds {
