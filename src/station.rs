@@ -20,6 +20,7 @@ use crate::dispatcher::{Bound, Caller, Dispatcher};
 use crate::http;
 use crate::leaf::Leaf;
 use crate::mcp;
+use crate::model::audit::Kind as Fact;
 use crate::model::id::{StationId, WorkId};
 use crate::model::owner::{Owner, Principal, Workspace};
 use crate::registry::{Identity, Registry};
@@ -613,6 +614,11 @@ async fn listen(station: &Station, bound: http::Bound, stop: CancellationToken) 
         tasks: station.0.tasks.clone(),
         health: Arc::new(move || health.health()),
         grace: station.0.setting.config.lattice.work.grace.get(),
+        needs: mcp::needs,
+        tell: {
+            let registry = station.0.registry.clone();
+            Arc::new(move |turned| registry.say(Fact::Turned(turned)))
+        },
     };
     Ok(bound.serve(parts).await?)
 }

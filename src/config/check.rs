@@ -92,6 +92,32 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         at_least(http.body_max, Size::kib(1), "http.body_max"),
         positive(http.session_idle, "http.session_idle"),
         counted(http.sessions_max, "http.sessions_max"),
+        counted(http.sessions_per_principal, "http.sessions_per_principal"),
+        counted(http.connections_max, "http.connections_max"),
+        counted(http.connections_per_address, "http.connections_per_address"),
+        counted(http.streams_max, "http.streams_max"),
+        counted(http.streams_per_principal, "http.streams_per_principal"),
+        counted(http.rate_per_address, "http.rate_per_address"),
+        counted(http.rate_per_principal, "http.rate_per_principal"),
+        counted(http.rate_refused, "http.rate_refused"),
+        counted(http.refusals_told, "http.refusals_told"),
+        (http.head_max < Size::kib(8) || http.head_max > Size::mib(1), "http.head_max", "a size from 8KiB to 1MiB".to_owned()),
+        positive(http.head_timeout, "http.head_timeout"),
+        positive(http.body_stall, "http.body_stall"),
+        positive(http.body_timeout, "http.body_timeout"),
+        positive(http.write_stall, "http.write_stall"),
+        (http.reload_interval < Span::millis(50), "http.reload_interval", "a duration of at least 50ms".to_owned()),
+        (http.oauth.algorithms.is_empty(), "http.oauth.algorithms", "at least one of RS256, PS256, ES256, ES384, EdDSA".to_owned()),
+        (http.oauth.skew > Span::secs(600), "http.oauth.skew", "a duration of at most 10m".to_owned()),
+        positive(http.oauth.jwks_max_age, "http.oauth.jwks_max_age"),
+        positive(http.oauth.jwks_stale_max, "http.oauth.jwks_stale_max"),
+        positive(http.oauth.jwks_pause, "http.oauth.jwks_pause"),
+        positive(http.oauth.jwks_timeout, "http.oauth.jwks_timeout"),
+        (
+            http.oauth.jwks_max < Size::kib(1) || http.oauth.jwks_max > Size::mib(16),
+            "http.oauth.jwks_max",
+            "a size from 1KiB to 16MiB".to_owned(),
+        ),
         (mcp.await_default > mcp.await_max, "mcp.await_default", format!("a duration of at most mcp.await_max, {}", mcp.await_max)),
         positive(mcp.await_max, "mcp.await_max"),
         counted(mcp.works_max, "mcp.works_max"),
@@ -141,6 +167,27 @@ fn texts(config: &Config) -> Vec<(bool, &'static str, String)> {
             "http.allowed_hosts",
             "host names like lattice.example or lattice.example:8765, without a scheme or path".to_owned(),
         ),
+        (
+            http.public_url.as_deref().is_some_and(|url| !is_origin(url.trim_end_matches('/'))),
+            "http.public_url",
+            "an address like https://lattice.example, without a path".to_owned(),
+        ),
+        (
+            http.oauth.issuer.as_deref().is_some_and(|url| !is_trustworthy(url)),
+            "http.oauth.issuer",
+            "an address like https://id.example or https://id.example/realms/one (http only on this machine)".to_owned(),
+        ),
+        (
+            http.oauth.jwks_uri.as_deref().is_some_and(|url| !is_trustworthy(url)),
+            "http.oauth.jwks_uri",
+            "an address like https://id.example/keys (http only on this machine)".to_owned(),
+        ),
+        (
+            http.oauth.issuer.is_none() && http.oauth.jwks_uri.is_some(),
+            "http.oauth.jwks_uri",
+            "http.oauth.issuer beside it: the issuer that its tokens must name".to_owned(),
+        ),
+        (http.tls.cert.is_some() != http.tls.key.is_some(), "http.tls.key", "both http.tls.cert and http.tls.key, or neither".to_owned()),
         (!config.runner.env_pass.iter().all(variable), "runner.env_pass", "names of variables, without values".to_owned()),
         (
             nats.url.as_deref().is_some_and(|url| !nats.is_embedded() && !url.split(',').all(is_server)),
@@ -205,6 +252,18 @@ fn is_origin(text: &str) -> bool {
     scheme_ok && is_host(rest)
 }
 
+/// Whether what is read there can be trusted to be the issuer's: over TLS, or on this machine.
+pub(crate) fn is_trustworthy(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let loopback = || {
+        let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().trim_matches(['[', ']']).to_owned());
+        name.is_ok_and(|name| name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+    };
+    let path_ok = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    is_host(host) && path_ok && (scheme == "https" || (scheme == "http" && loopback()))
+}
+
 fn is_host(text: &str) -> bool {
     let authority: Result<http::uri::Authority, _> = text.parse();
     let port_ok = |authority: &http::uri::Authority| {
@@ -244,6 +303,19 @@ mod tests {
             ["", "*", "app.example", "https://", "https://a/", "https://a/b", "https://a:x", "https://a:", "https://u@a", "https://*.a"]
         {
             assert!(!is_origin(bad), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn an_issuer_is_read_over_tls_or_on_this_machine() {
+        for good in
+            ["https://id.example", "https://id.example:8443/realms/one", "http://127.0.0.1:80/x", "http://[::1]:1", "http://localhost"]
+        {
+            assert!(is_trustworthy(good), "{good:?} was refused");
+        }
+        for bad in ["", "id.example", "http://id.example", "ftp://id.example", "https://", "https://u@id.example", "https://id.example/#x"]
+        {
+            assert!(!is_trustworthy(bad), "{bad:?} was taken");
         }
     }
 

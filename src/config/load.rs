@@ -15,7 +15,7 @@ use super::{Config, Replicas, Secret, check, user_dir, yaml};
 const FILE_NAME: &str = "lattice.yaml";
 const FILE_MAX: u64 = 1 << 20;
 const SECRETS: [&str; 3] = ["http.token", "lattice.nats.auth.password", "lattice.nats.auth.token"];
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 14] = [
     "lattice.data_dir",
     "lattice.nats.auth.creds_file",
     "lattice.nats.auth.nkey_file",
@@ -25,6 +25,10 @@ const PATHS: [&str; 10] = [
     "lattice.embedded_nats.store_dir",
     "lattice.embedded_nats.server",
     "http.token_file",
+    "http.tokens_file",
+    "http.oauth.ca",
+    "http.tls.cert",
+    "http.tls.key",
     "agents.dirs",
 ];
 /// Sections that may be written as one value, and the key that it is then.

@@ -8,12 +8,18 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Limits;
+use super::rates::{Held, holder};
+use super::refusal::Cause;
+use super::stall::Stalling;
+use super::told::Told;
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy)]
@@ -64,16 +70,20 @@ impl Ends {
     }
 }
 
+/// What connections lead to.
+pub(super) struct Way {
+    pub(super) router: Router,
+    /// None: they are not protected.
+    pub(super) acceptor: Option<TlsAcceptor>,
+    pub(super) limits: Limits,
+    pub(super) told: Arc<Told>,
+}
+
 /// Accepts connections until `stop`.
-pub(super) async fn accept(
-    listener: TcpListener,
-    router: Router,
-    limits: &Limits,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-    ends: &Ends,
-) {
-    let room = Arc::new(Semaphore::new(limits.connections));
+pub(super) async fn accept(listener: TcpListener, way: Way, stop: &CancellationToken, tasks: &TaskTracker, ends: &Ends) {
+    let room = Arc::new(Semaphore::new(way.limits.connections));
+    let held = Arc::new(Held::new(u32::MAX, way.limits.connections_of_one));
+    let way = Arc::new(way);
     loop {
         let next = async {
             let permit = room.clone().acquire_owned().await;
@@ -86,10 +96,16 @@ pub(super) async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let served = serve(stream, peer, router.clone(), limits.head, ends.clone());
+                let Ok(hold) = held.take(holder(peer.ip())) else {
+                    if way.told.of(Some(peer.ip()), Cause::Connections, None) {
+                        tracing::warn!(%peer, max = way.limits.connections_of_one, "closed a connection: its address has too many (http.connections_per_address)");
+                    }
+                    continue;
+                };
+                let served = serve(stream, peer, way.clone(), ends.clone());
                 tasks.spawn(ends.connections.track_future(async move {
                     served.await;
-                    drop(permit);
+                    drop((permit, hold));
                 }));
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -106,12 +122,26 @@ fn is_of_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, head: Duration, ends: Ends) {
+async fn serve(stream: TcpStream, peer: SocketAddr, way: Arc<Way>, ends: Ends) {
     // Nagle's algorithm would hold back the second part of each answer for 40 ms.
     let _ = stream.set_nodelay(true);
-    let service = TowerToHyperService::new(router.layer(Extension(Peer(peer))));
+    let stream = Stalling::new(stream, way.limits.write_stall);
+    let Some(acceptor) = &way.acceptor else { return talk(stream, peer, &way, &ends).await };
+    let shaken = tokio::select! {
+        () = ends.requests.cancelled() => return,
+        shaken = tokio::time::timeout(way.limits.head, acceptor.accept(stream)) => shaken,
+    };
+    match shaken {
+        Ok(Ok(stream)) => talk(stream, peer, &way, &ends).await,
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
+    }
+}
+
+async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr, way: &Way, ends: &Ends) {
+    let service = TowerToHyperService::new(way.router.clone().layer(Extension(Peer(peer))));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head);
+    http.timer(TokioTimer::new()).header_read_timeout(way.limits.head).max_buf_size(way.limits.head_max);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -124,6 +154,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, head: Durati
         }
     };
     if let Err(error) = ended {
+        // The client was told so without us.
+        if error.is_parse_too_large() && way.told.of(Some(peer.ip()), Cause::Head, None) {
+            tracing::warn!(%peer, max = way.limits.head_max, "refused a request whose head is too large (http.head_max)");
+        }
         tracing::debug!(%peer, error = &error as &dyn std::error::Error, "an HTTP connection ended");
     }
 }

@@ -1,4 +1,4 @@
-//! Who may come in: the names of this server, the origins of pages, the token.
+//! Who may come in: the names of this server, the origins of pages, and what may be asked how often.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,50 +12,15 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::connection::Peer;
+use super::guard::Guard;
+use super::rates::holder;
 use super::refusal::{Refusal, Said};
+use super::tokens::Admitted;
+use super::told::Told;
 use super::{Error, Health, Listen};
 use crate::config;
-
-/// The digest of a token: comparing digests tells nothing about the token by its time.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Token([u8; 32]);
-
-impl Token {
-    fn of(text: &str) -> Self {
-        Self(Sha256::digest(text.as_bytes()).into())
-    }
-
-    fn matches(&self, text: &str) -> bool {
-        let given = Self::of(text);
-        self.0.iter().zip(given.0).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
-    }
-}
-
-/// The token that requests must carry, from the settings or its file.
-pub(super) fn token(config: &config::Http) -> Result<Option<Token>, Error> {
-    let text = match (&config.token, &config.token_file) {
-        // The settings have read the file already; naming both is an error there.
-        (Some(token), _) => token.expose().trim().to_owned(),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|source| Error::TokenFile(path.clone(), source))?;
-            let first = text.lines().next().unwrap_or_default().trim().to_owned();
-            if first.is_empty() {
-                return Err(Error::Token(format!("the token file {} is empty: its first line must be the token", path.display())));
-            }
-            first
-        }
-        (None, None) => return Ok(None),
-    };
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Error::Token(
-            "the HTTP token is empty or has characters that no header can carry: use letters, digits and punctuation".into(),
-        ));
-    }
-    Ok(Some(Token::of(&text)))
-}
 
 /// A host and perhaps a port, in lower case and without brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,15 +75,15 @@ pub(super) struct Rules {
     /// Bound to every interface: any address of this machine is its name. A page on the web can't make a browser send one.
     any_address: bool,
     origins: Vec<Origin>,
-    token: Option<Token>,
 }
 
 impl Rules {
-    pub(super) fn new(config: &config::Http, token: Option<Token>, listen: &Listen, address: SocketAddr) -> Result<Self, Error> {
+    pub(super) fn new(config: &config::Http, listen: &Listen, address: SocketAddr) -> Result<Self, Error> {
         let mut hosts =
             vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), address.ip().to_string(), listen.host().to_owned()];
         hosts.retain(|host| !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()));
         let mut hosts: Vec<_> = hosts.iter().filter_map(|host| Name::parse(host)).collect();
+        hosts.extend(config.public_url.as_deref().and_then(host_of));
         for entry in &config.allowed_hosts {
             hosts.push(Name::parse(entry.trim()).ok_or_else(|| Error::Host(entry.clone()))?);
         }
@@ -126,7 +91,7 @@ impl Rules {
             let text = entry.trim().trim_end_matches('/');
             Origin::parse(text).ok_or_else(|| Error::Origin(entry.clone()))
         });
-        Ok(Self { hosts, any_address: address.ip().is_unspecified(), origins: origins.collect::<Result<_, _>>()?, token })
+        Ok(Self { hosts, any_address: address.ip().is_unspecified(), origins: origins.collect::<Result<_, _>>()? })
     }
 
     pub(super) fn host(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -149,49 +114,77 @@ impl Rules {
         let known = given.next().is_none() && Origin::parse(text).is_some_and(|origin| self.origins.contains(&origin));
         if known { Ok(Some(origin.clone())) } else { Err(Refusal::origin(&cut(text))) }
     }
+}
 
-    fn token(&self, path: &str, headers: &HeaderMap) -> Result<(), Refusal> {
-        let Some(token) = &self.token else { return Ok(()) };
-        // Clients look for OAuth below /.well-known when they are refused: they shall see that there is none.
-        if path == "/health" || path.starts_with("/.well-known/") {
-            return Ok(());
-        }
-        let mut given = headers.get_all(header::AUTHORIZATION).iter();
-        let (Some(value), None) = (given.next(), given.next()) else { return Err(Refusal::no_token()) };
-        let (scheme, secret) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(Refusal::no_token)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(Refusal::no_token());
-        }
-        if token.matches(secret.trim()) { Ok(()) } else { Err(Refusal::wrong_token()) }
-    }
+/// The name in an address of ours, at any port: what stands before us may add its own.
+fn host_of(url: &str) -> Option<Name> {
+    let (_, rest) = url.split_once("://")?;
+    Name::parse(rest.trim_end_matches('/')).map(|name| Name { port: None, ..name })
 }
 
 fn cut(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
+/// The whole door.
+pub(super) struct Door {
+    pub(super) rules: Rules,
+    pub(super) guard: Arc<Guard>,
+    pub(super) told: Arc<Told>,
+}
+
+impl Door {
+    /// Whoever comes by this request's credentials. Everybody may ask how the server is, and how to get credentials.
+    async fn admit(&self, path: &str, headers: &HeaderMap, query: Option<&str>, peer: Option<IpAddr>) -> Result<Option<Admitted>, Refusal> {
+        if let Some(peer) = peer {
+            self.guard.pace(peer)?;
+        }
+        if path == "/health" || path.starts_with("/.well-known/") {
+            return Ok(None);
+        }
+        self.guard.admit(headers, query, peer).await.map(Some)
+    }
+}
+
 /// Lets a request in, or says why not.
-pub(super) async fn pass(State(rules): State<Arc<Rules>>, request: Request, next: Next) -> Response {
+pub(super) async fn pass(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
     let path = cut(request.uri().path());
-    let peer = request.extensions().get::<Peer>().copied();
+    let peer = request.extensions().get::<Peer>().map(|Peer(at)| *at);
+    let address = peer.map(|at| holder(at.ip()));
     let headers = request.headers();
     let asks = method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
 
-    let (mut response, origin) = match rules.host(headers).and_then(|()| rules.origin(headers)) {
+    let mut who = None;
+    let (mut response, origin) = match door.rules.host(headers).and_then(|()| door.rules.origin(headers)) {
         Err(refusal) => (refusal.into_response(), None),
         Ok(Some(origin)) if asks => (preflight(headers), Some(origin)),
-        Ok(origin) => match rules.token(&path, headers) {
+        Ok(origin) => match door.admit(&path, headers, request.uri().query(), address).await {
             Err(refusal) => (refusal.into_response(), origin),
-            Ok(()) => (next.run(request).await, origin),
+            Ok(admitted) => {
+                // Nobody further in has any use for it, and what is not there is in no log.
+                request.headers_mut().remove(header::AUTHORIZATION);
+                if let Some(admitted) = admitted {
+                    who = admitted.access.principal.clone();
+                    request.extensions_mut().insert(admitted.access.clone());
+                    request.extensions_mut().insert(admitted);
+                }
+                (next.run(request).await, origin)
+            }
         },
     };
     share(&mut response, origin.as_ref());
 
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
     match response.extensions_mut().remove() {
-        Some(Said(reason)) => tracing::warn!(status, %method, path, peer = ?peer.map(|Peer(at)| at), reason, "refused an HTTP request"),
+        Some(Said { reason, cause }) => {
+            let told = cause.is_none_or(|cause| door.told.of(peer.map(|at| at.ip()), cause, who.as_ref()));
+            if told {
+                let who = who.as_ref().map(tracing::field::display);
+                tracing::warn!(status, %method, path, peer = ?peer, who, reason, "refused an HTTP request");
+            }
+        }
         None => tracing::debug!(status, %method, path, ms, "answered an HTTP request"),
     }
     response
@@ -240,7 +233,7 @@ mod tests {
     use super::*;
 
     fn rules(config: &config::Http, listen: &str, address: &str) -> Rules {
-        Rules::new(config, None, &listen.parse().unwrap(), address.parse().unwrap()).unwrap()
+        Rules::new(config, &listen.parse().unwrap(), address.parse().unwrap()).unwrap()
     }
 
     fn headers(name: HeaderName, value: &str) -> HeaderMap {
@@ -300,7 +293,7 @@ mod tests {
     #[test]
     fn a_wildcard_is_no_origin() {
         let config = config::Http { allowed_origins: vec!["*".into()], ..Default::default() };
-        let made = Rules::new(&config, None, &"1".parse().unwrap(), "127.0.0.1:1".parse().unwrap());
+        let made = Rules::new(&config, &"1".parse().unwrap(), "127.0.0.1:1".parse().unwrap());
         assert!(matches!(made, Err(Error::Origin(entry)) if entry == "*"));
     }
 }

@@ -8,10 +8,12 @@ use futures_util::StreamExt as _;
 use http::{HeaderMap, header};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Limits;
 use super::refusal::Refusal;
+use crate::model::access::Scope;
 
 /// How much of a body that is too large is read and thrown away, so that the client gets to read the refusal.
 const WASTE_FACTOR: u64 = 4;
@@ -66,6 +68,8 @@ pub(super) struct Look {
     pub(super) modern: bool,
     /// Its answer is a stream that lasts as long as the client listens.
     pub(super) listen: bool,
+    /// What its sender must be allowed to do.
+    pub(super) needs: Option<Scope>,
 }
 
 #[derive(Deserialize)]
@@ -79,6 +83,7 @@ struct Message<'a> {
 struct Params {
     #[serde(rename = "_meta")]
     meta: Option<Meta>,
+    name: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -87,16 +92,20 @@ struct Meta {
     version: Option<IgnoredAny>,
 }
 
-/// Looks at a message; whether it is one of MCP's is left to rmcp.
-pub(super) fn look(body: &[u8]) -> Result<Look, Refusal> {
+/// Looks at a message; whether it is one of MCP's is left to rmcp. `needs` knows which scope a method and its tool need.
+pub(super) fn look(body: &[u8], needs: fn(&str, Option<&str>) -> Scope) -> Result<Look, Refusal> {
     match serde_json::from_slice::<Message<'_>>(body) {
         Ok(message) => {
             let method = message.method.as_deref();
-            let version = message.params.and_then(|params| params.meta).and_then(|meta| meta.version);
+            let (meta, name) = message.params.map_or((None, None), |params| (params.meta, params.name));
+            let version = meta.and_then(|meta| meta.version);
+            // What has no method answers a question of ours.
+            let needed = method.map_or(Scope::Assign, |method| needs(method, name.as_ref().and_then(Value::as_str)));
             Ok(Look {
                 initialize: method == Some("initialize"),
                 modern: version.is_some() && method != Some("initialize"),
                 listen: method == Some("subscriptions/listen"),
+                needs: Some(needed),
             })
         }
         Err(error) if !error.is_data() => Err(Refusal::no_json(&error.to_string())),
@@ -109,19 +118,26 @@ pub(super) fn look(body: &[u8]) -> Result<Look, Refusal> {
 mod tests {
     use super::*;
 
+    fn needs(_: &str, tool: Option<&str>) -> Scope {
+        if tool == Some("assign_work") { Scope::Assign } else { Scope::Read }
+    }
+
     #[test]
     fn a_message_shows_how_it_is_served() {
-        let look = |text: &str| look(text.as_bytes()).unwrap();
+        let look = |text: &str| look(text.as_bytes(), needs).unwrap();
         assert!(look(r#"{"id":1,"method":"initialize","params":{"_meta":{}}}"#).initialize);
         assert!(look(r#"{"method":"tools/call","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#).modern);
         assert!(look(r#"{"method":"subscriptions/listen"}"#).listen);
-        assert_eq!(look(r#"{"id":1,"result":{}}"#), Look::default());
+        assert_eq!(look(r#"{"id":1,"result":{}}"#), Look { needs: Some(Scope::Assign), ..Look::default() });
+        assert_eq!(look(r#"{"method":"tools/call","params":{"name":"assign_work"}}"#).needs, Some(Scope::Assign));
+        assert_eq!(look(r#"{"method":"tools/call","params":{"name":[7]}}"#).needs, Some(Scope::Read));
     }
 
     #[test]
     fn what_is_no_message_is_refused() {
-        for text in ["", "{", "[1,", "[]", "7", r#"{"method":3}"#] {
-            assert!(look(text.as_bytes()).is_err(), "{text}");
+        let twice = r#"{"method":"tools/call","params":{"name":"check_work","name":"assign_work"}}"#;
+        for text in ["", "{", "[1,", "[]", "7", r#"{"method":3}"#, twice] {
+            assert!(look(text.as_bytes(), needs).is_err(), "{text}");
         }
     }
 }

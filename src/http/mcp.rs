@@ -15,11 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection::Ends;
+use super::guard::Guard;
 use super::intake::{self, Look};
+use super::rates::Hold;
 use super::refusal::Refusal;
-use super::sessions::{Open, Sessions};
+use super::sessions::{self, Open, Sessions};
+use super::tokens::Admitted;
 use super::{Kind, Limits, Make};
 use crate::config;
+use crate::model::access::{Principal, Scope};
+use crate::telemetry::now;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -35,6 +40,8 @@ tokio::task_local! {
 pub(super) struct Mcp<S> {
     rmcp: StreamableHttpService<S, LocalSessionManager>,
     sessions: Arc<Sessions>,
+    guard: Arc<Guard>,
+    needs: fn(&str, Option<&str>) -> Scope,
     body_max: u64,
     limits: Limits,
     ends: Ends,
@@ -45,6 +52,8 @@ impl<S> Clone for Mcp<S> {
         Self {
             rmcp: self.rmcp.clone(),
             sessions: self.sessions.clone(),
+            guard: self.guard.clone(),
+            needs: self.needs,
             body_max: self.body_max,
             limits: self.limits.clone(),
             ends: self.ends.clone(),
@@ -53,7 +62,15 @@ impl<S> Clone for Mcp<S> {
 }
 
 impl<S: ServerHandler> Mcp<S> {
-    pub(super) fn new(make: Make<S>, sessions: Arc<Sessions>, http: &config::Http, limits: &Limits, ends: Ends) -> Self {
+    pub(super) fn new(
+        make: Make<S>,
+        needs: fn(&str, Option<&str>) -> Scope,
+        sessions: Arc<Sessions>,
+        guard: Arc<Guard>,
+        http: &config::Http,
+        limits: &Limits,
+        ends: Ends,
+    ) -> Self {
         let mut config = StreamableHttpServerConfig::default()
             // The door has checked these already, and says more.
             .disable_allowed_hosts()
@@ -64,7 +81,7 @@ impl<S: ServerHandler> Mcp<S> {
         config.session_store = Some(sessions.store());
         let factory = move || Ok(make(KIND.try_with(|kind| *kind).unwrap_or(Kind::Request)));
         let rmcp = StreamableHttpService::new(factory, sessions.manager.clone(), config);
-        Self { rmcp, sessions, body_max: http.body_max.get(), limits: limits.clone(), ends }
+        Self { rmcp, sessions, guard, needs, body_max: http.body_max.get(), limits: limits.clone(), ends }
     }
 
     pub(super) async fn handle(self, request: Request) -> Response {
@@ -79,22 +96,39 @@ impl<S: ServerHandler> Mcp<S> {
             return Err(Refusal::stopping());
         }
         let (mut parts, body) = request.into_parts();
+        let admitted = parts.extensions.get::<Admitted>().cloned().ok_or_else(|| Refusal::no_token(&self.guard.challenge))?;
+        if !admitted.access.allows(Scope::Read) {
+            return Err(Refusal::scope(&self.guard.challenge, Scope::Read));
+        }
         let body = intake::read(&parts.headers, body, self.body_max, &self.limits).await?;
-        let look = if parts.method == Method::POST { intake::look(&body)? } else { Look::default() };
+        let look = if parts.method == Method::POST { intake::look(&body, self.needs)? } else { Look::default() };
+        if let Some(needed) = look.needs.filter(|needed| !admitted.access.allows(*needed)) {
+            return Err(Refusal::scope(&self.guard.challenge, needed));
+        }
         let session = text(&parts.headers, &SESSION_ID).filter(|_| !look.modern);
 
         let lasting = parts.method == Method::GET || look.listen;
         let call = (!lasting).then(|| self.ends.calls.token());
-        let joining = if look.initialize && session.is_none() { Some(self.sessions.admit().await?) } else { None };
+        let stream = if lasting { Some(self.guard.stream(&admitted.access)?) } else { None };
+        let who = admitted.access.principal.clone();
+        let joining = if look.initialize && session.is_none() { Some(self.sessions.admit(who.as_ref()).await?) } else { None };
+        if session.as_deref().is_some_and(|id| self.sessions.is_others(id, who.as_ref())) {
+            return Err(Refusal::others_session());
+        }
         let open = session.as_deref().and_then(|id| self.sessions.open(id));
         if let Some(id) = &session {
-            self.before(&parts.method, id, &mut parts.headers).await?;
+            sessions::WHO.scope(who.clone(), self.before(&parts.method, id, &mut parts.headers)).await?;
         }
         let kind = if look.initialize || session.is_some() { Kind::Session } else { Kind::Request };
         let ended = (parts.method == Method::DELETE).then(|| session.clone()).flatten();
 
         let request = Request::from_parts(parts, Body::from(body));
-        let response = KIND.scope(kind, self.rmcp.handle(request)).await.map(Body::new);
+        let served = sessions::WHO.scope(who.clone(), KIND.scope(kind, self.rmcp.handle(request)));
+        let response = tokio::select! {
+            response = served => response.map(Body::new),
+            // Whoever waited by a token that is taken away waits in vain.
+            () = admitted.revoked.cancelled() => return Err(Refusal::wrong_token(&self.guard.challenge)),
+        };
         let response = reword(response).await.inspect_err(|refusal| {
             if let Some(id) = session.as_deref().filter(|_| refusal.is_gone()) {
                 self.sessions.forget(id);
@@ -111,9 +145,9 @@ impl<S: ServerHandler> Mcp<S> {
             return Ok(response);
         }
         let (from_before, id) = (session.is_some(), session.or_else(|| text(response.headers(), &SESSION_ID)));
-        let open = open.or_else(|| id.map(|id| self.sessions.join(&id, from_before)));
+        let open = open.or_else(|| id.map(|id| self.sessions.join(&id, from_before, who)));
         drop(joining);
-        Ok(self.watch(response, open, call))
+        Ok(self.watch(response, Held { _open: open, call, _stream: stream }, &admitted))
     }
 
     /// What rmcp leaves out: ending a session that does not exist, and listening on from before a restart.
@@ -130,21 +164,44 @@ impl<S: ServerHandler> Mcp<S> {
         Ok(())
     }
 
-    /// Keeps the session in use, and the server from stopping, for as long as the answer streams.
-    fn watch(&self, response: Response, open: Option<Open>, call: Option<TaskTrackerToken>) -> Response {
+    /// Keeps the session in use, and the server from stopping, for as long as the answer streams; whoever is not let in any more
+    /// hears no more of it.
+    fn watch(&self, response: Response, held: Held, admitted: &Admitted) -> Response {
         let streams = response.headers().get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         if !streams {
             return response;
         }
-        let cut = if call.is_none() { self.ends.streams.clone() } else { CancellationToken::new() };
+        let lasting = held.call.is_none();
+        let cut = if lasting { self.ends.streams.clone() } else { CancellationToken::new() };
+        let (revoked, until) = (admitted.revoked.clone(), admitted.until.filter(|_| lasting));
+        let over = async move {
+            let expired = async {
+                match until {
+                    Some(until) => tokio::time::sleep(until.since(now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = revoked.cancelled() => {}
+                () = expired => {}
+            }
+        };
         response.map(|body| {
-            let stream = body.into_data_stream().take_until(cut.cancelled_owned());
+            let stream = body.into_data_stream().take_until(Box::pin(over));
             Body::from_stream(stream.map(move |part| {
-                let _held = (&open, &call);
+                let _held = &held;
                 part
             }))
         })
     }
+}
+
+/// What an answer keeps while it streams.
+struct Held {
+    _open: Option<Open>,
+    call: Option<TaskTrackerToken>,
+    _stream: Option<Hold<Option<Principal>>>,
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {

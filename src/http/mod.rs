@@ -6,11 +6,18 @@ mod connection;
 mod door;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod guard;
 mod intake;
 mod listen;
 mod mcp;
+mod oauth;
+mod rates;
 mod refusal;
 mod sessions;
+mod stall;
+mod tls;
+mod tokens;
+mod told;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +26,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse as _;
 use axum::routing::{any, get};
 use rmcp::ServerHandler;
 use tokio::net::TcpListener;
@@ -27,7 +35,9 @@ use tokio_util::task::TaskTracker;
 
 pub use self::listen::Listen;
 use self::refusal::Refusal;
+pub use self::told::Tell;
 use crate::config;
+use crate::model::access::Scope;
 use crate::transport::Table;
 
 /// For whom an MCP server is made.
@@ -59,6 +69,10 @@ pub struct Parts<S> {
     pub health: Health,
     /// How long running calls may go on after `stop`.
     pub grace: Duration,
+    /// The scope that a request needs, by its method and its tool.
+    pub needs: fn(&str, Option<&str>) -> Scope,
+    /// Hears of refused requests.
+    pub tell: Tell,
 }
 
 /// What one client may take of the server.
@@ -72,6 +86,12 @@ struct Limits {
     body_total: Duration,
     /// How many connections are open at once; further ones wait to be accepted.
     connections: usize,
+    /// How many of them may come from one address; further ones are closed.
+    connections_of_one: u32,
+    /// How large a request's head may be.
+    head_max: usize,
+    /// How long a client may read nothing.
+    write_stall: Duration,
 }
 
 impl From<&config::Http> for Limits {
@@ -81,6 +101,9 @@ impl From<&config::Http> for Limits {
             body_stall: config.body_stall.get(),
             body_total: config.body_timeout.get(),
             connections: config.connections_max as usize,
+            connections_of_one: config.connections_per_address,
+            head_max: config.head_max.as_usize(),
+            write_stall: config.write_stall.get(),
         }
     }
 }
@@ -99,7 +122,8 @@ pub enum Error {
     /// Anybody on the network could use it.
     #[error(
         "refusing to listen on {0} without a token, because other machines could use this lattice: set LATTICE_HTTP_TOKEN, \
-         http.token or --token-file, or listen on 127.0.0.1"
+         http.token or --token-file, http.tokens_file or http.oauth.issuer, or listen on 127.0.0.1; \
+         http.open_to_all lets everybody in who can reach it"
     )]
     Exposed(SocketAddr),
     /// Somebody else listens there.
@@ -114,6 +138,17 @@ pub enum Error {
     /// The token cannot be used.
     #[error("{0}")]
     Token(String),
+    /// A file of certificates or keys cannot be used.
+    #[error("{}: {reason}", file.display())]
+    Certificate {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
     /// An entry of `http.allowed_origins` is no origin.
     #[error(
         "{0:?} in http.allowed_origins is no origin: write scheme://host or scheme://host:port (https://app.example.com, http://localhost:5173)"
@@ -129,6 +164,8 @@ pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
     rules: door::Rules,
+    guard: Arc<guard::Guard>,
+    certificate: Option<Arc<tls::Certificate>>,
     config: config::Http,
     limits: Limits,
 }
@@ -138,16 +175,21 @@ pub struct Bound {
 /// # Errors
 /// When the settings make no sense, when the address would be open to the network without a token, or when the socket cannot be opened.
 pub async fn bind(config: &config::Http, listen: Listen) -> Result<Bound, Error> {
-    let token = door::token(config)?;
+    let tokens = tokens::Tokens::open(config)?;
+    let certificate = tls::Certificate::open(&config.tls)?;
     let addresses = listen.addresses().await?;
     let exposed = addresses.iter().find(|address| !is_loopback(address.ip()));
-    if let (Some(address), None) = (exposed, &token) {
+    let is_guarded = tokens.any() || config.oauth.issuer.is_some();
+    if let Some(address) = exposed.filter(|_| !is_guarded && !config.open_to_all) {
         return Err(Error::Exposed(*address));
     }
     let listener = listen_on_first(&addresses).await?;
     let address = listener.local_addr().map_err(|source| Error::Bind(addresses[0], source))?;
-    let rules = door::Rules::new(config, token, &listen, address)?;
-    Ok(Bound { listener, address, rules, config: config.clone(), limits: config.into() })
+    let rules = door::Rules::new(config, &listen, address)?;
+    let own = format!("{}://{address}", if certificate.is_some() { "https" } else { "http" });
+    let base = config.public_url.as_deref().map_or(own.as_str(), |url| url.trim_end_matches('/'));
+    let guard = Arc::new(guard::Guard::open(config, tokens, base)?);
+    Ok(Bound { listener, address, rules, guard, certificate, config: config.clone(), limits: config.into() })
 }
 
 async fn listen_on_first(addresses: &[SocketAddr]) -> Result<TcpListener, Error> {
@@ -174,31 +216,61 @@ impl Bound {
 
     /// Where clients find MCP.
     pub fn url(&self) -> String {
-        format!("http://{}/mcp", self.address)
+        format!("{}://{}/mcp", if self.certificate.is_some() { "https" } else { "http" }, self.address)
     }
 
     /// Serves until `stop`, then lets running calls end within `grace`, ends the streams and returns.
     ///
     /// # Errors
-    /// None at present: a connection's failure is its own.
+    /// When TLS cannot be set up: a connection's failure is its own.
     pub async fn serve<S: ServerHandler>(self, parts: Parts<S>) -> Result<(), Error> {
+        let acceptor = self.certificate.as_ref().map(tls::Certificate::acceptor).transpose()?;
         announce(&self.url());
         let ends = connection::Ends::default();
+        let told = Arc::new(told::Told::new(parts.tell, self.config.refusals_told));
         let sessions = Arc::new(sessions::Sessions::new(parts.table, &self.config));
-        let mcp = mcp::Mcp::new(parts.make, sessions.clone(), &self.config, &self.limits, ends.clone());
+        let mcp = mcp::Mcp::new(parts.make, parts.needs, sessions.clone(), self.guard.clone(), &self.config, &self.limits, ends.clone());
         parts.tasks.spawn(sessions.clone().keep(ends.streams.clone()));
+        let (guard, ending) = (self.guard.clone(), ends.streams.clone());
+        parts.tasks.spawn(async move { guard.keep(ending).await });
+        let files = reload(self.guard.clone(), self.certificate.clone(), self.config.reload_interval.get());
+        parts.tasks.spawn(ends.streams.clone().run_until_cancelled_owned(files));
 
         let health = parts.health;
+        let guard = self.guard.clone();
+        let metadata = move |request: axum::extract::Request| async move {
+            guard.metadata().unwrap_or_else(|| Refusal::nothing_at(request.uri().path()).into_response())
+        };
         let router = Router::new()
             .route("/mcp", any(move |request| mcp.clone().handle(request)))
             .route("/health", get(move || async move { door::health(&health) }).fallback(|| async { Refusal::method("GET") }))
+            .route(guard::METADATA, get(metadata.clone()))
+            .route(&format!("{}/mcp", guard::METADATA), get(metadata))
             .fallback(|request: axum::extract::Request| async move { Refusal::nothing_at(request.uri().path()) })
-            .layer(from_fn_with_state(Arc::new(self.rules), door::pass));
+            .layer(from_fn_with_state(Arc::new(door::Door { rules: self.rules, guard: self.guard, told: told.clone() }), door::pass));
 
-        connection::accept(self.listener, router, &self.limits, &parts.stop, &parts.tasks, &ends).await;
+        let way = connection::Way { router, acceptor, limits: self.limits, told };
+        connection::accept(self.listener, way, &parts.stop, &parts.tasks, &ends).await;
         ends.drain(parts.grace).await;
         sessions.save().await;
         Ok(())
+    }
+}
+
+/// Looks at the files of tokens and certificates again and again.
+async fn reload(guard: Arc<guard::Guard>, certificate: Option<Arc<tls::Certificate>>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let (guard, certificate) = (guard.clone(), certificate.clone());
+        let look = move || {
+            guard.refresh();
+            if let Some(certificate) = certificate {
+                certificate.refresh();
+            }
+        };
+        if tokio::task::spawn_blocking(look).await.is_err() {
+            tracing::error!("looking at the files of tokens and certificates failed");
+        }
     }
 }
 

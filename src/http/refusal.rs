@@ -5,13 +5,16 @@ use http::StatusCode;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::json;
 
+use crate::model::access::Scope;
+
 /// A request that is refused: a JSON-RPC error without an id, as MCP asks for, that says what to do.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     code: i32,
     message: String,
-    headers: Vec<(HeaderName, &'static str)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    cause: Option<Cause>,
 }
 
 /// JSON-RPC's code of a request that is not well-formed or not allowed.
@@ -23,11 +26,25 @@ const NO_SESSION: i32 = -32001;
 
 impl Refusal {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, code: INVALID_REQUEST, message: message.into(), headers: Vec::new() }
+        Self { status, code: INVALID_REQUEST, message: message.into(), headers: Vec::new(), cause: None }
     }
 
     fn header(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.headers.push((name, value));
+        self.headers.push((name, HeaderValue::from_static(value)));
+        self
+    }
+
+    /// A request that somebody should hear of.
+    fn of(mut self, cause: Cause) -> Self {
+        self.cause = Some(cause);
+        self
+    }
+
+    fn challenge(mut self, challenge: &str) -> Self {
+        // What a header cannot carry is left out by whoever writes challenges.
+        if let Ok(value) = HeaderValue::from_str(challenge) {
+            self.headers.push((WWW_AUTHENTICATE, value));
+        }
         self
     }
 
@@ -37,28 +54,69 @@ impl Refusal {
     }
 
     pub(super) fn bad_host(why: &str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, format!("{why}: send exactly one Host header that names this server"))
+        Self::new(StatusCode::BAD_REQUEST, format!("{why}: send exactly one Host header that names this server")).of(Cause::Host)
     }
 
     pub(super) fn host(host: &str) -> Self {
         let message = format!("{host:?} is not a name of this server: call it by another name, or add this one to http.allowed_hosts");
-        Self::new(StatusCode::FORBIDDEN, message)
+        Self::new(StatusCode::FORBIDDEN, message).of(Cause::Host)
     }
 
     pub(super) fn origin(origin: &str) -> Self {
         let message =
             format!("pages of origin {origin:?} may not call this server: add it to http.allowed_origins (--allow-origin) if they should");
-        Self::new(StatusCode::FORBIDDEN, message)
+        Self::new(StatusCode::FORBIDDEN, message).of(Cause::Origin)
     }
 
-    pub(super) fn no_token() -> Self {
+    pub(super) fn no_token(challenge: &Challenge) -> Self {
         let message = "this server needs a token: send the header \"Authorization: Bearer TOKEN\" (a token in the address is not accepted)";
-        Self::new(StatusCode::UNAUTHORIZED, message).header(WWW_AUTHENTICATE, "Bearer")
+        Self::new(StatusCode::UNAUTHORIZED, message).challenge(&challenge.plain()).of(Cause::Credentials)
     }
 
-    pub(super) fn wrong_token() -> Self {
-        let message = "the token is not this server's: send the one of its http.token, LATTICE_HTTP_TOKEN or --token-file";
-        Self::new(StatusCode::UNAUTHORIZED, message).header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")
+    pub(super) fn wrong_token(challenge: &Challenge) -> Self {
+        let message = "the token is not this server's: send the one of its http.token, LATTICE_HTTP_TOKEN or --token-file, \
+                       or one of its http.tokens_file";
+        Self::new(StatusCode::UNAUTHORIZED, message)
+            .challenge(&challenge.error("invalid_token", "the token is not known here"))
+            .of(Cause::Credentials)
+    }
+
+    /// A token of an issuer that does not count, and why.
+    pub(super) fn bad_token(challenge: &Challenge, why: &str) -> Self {
+        let message = format!("the token does not count here: {why}; get a new one and try again");
+        Self::new(StatusCode::UNAUTHORIZED, message).challenge(&challenge.error("invalid_token", why)).of(Cause::Credentials)
+    }
+
+    /// The issuer's keys are not there to check a token with.
+    pub(super) fn no_keys(why: &str) -> Self {
+        let message = format!("tokens cannot be checked at present: {why}; try again in a moment");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).header(RETRY_AFTER, "10").code(INTERNAL_ERROR)
+    }
+
+    pub(super) fn token_in_address() -> Self {
+        let message = "a token stands in the address, where logs and histories keep it: send it in the Authorization header only, and \
+                       have this one replaced";
+        Self::new(StatusCode::BAD_REQUEST, message).of(Cause::Credentials)
+    }
+
+    pub(super) fn scope(challenge: &Challenge, needed: Scope) -> Self {
+        let message = format!("this request needs the scope {needed}, which the token does not have: ask for one that has it");
+        Self::new(StatusCode::FORBIDDEN, message).challenge(&challenge.scope(needed)).of(Cause::Scope)
+    }
+
+    pub(super) fn too_fast(whose: &str, key: &str) -> Self {
+        let message = format!("too many requests {whose}: wait a second and try again, or raise {key}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, message).header(RETRY_AFTER, "1").of(Cause::Rate)
+    }
+
+    pub(super) fn too_many_streams(max: u32, key: &str) -> Self {
+        let message = format!("{max} streams of notifications are open already: close some of them, or raise {key}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, message).header(RETRY_AFTER, "10").of(Cause::Streams)
+    }
+
+    /// The session is somebody else's; to whoever asks it does not exist.
+    pub(super) fn others_session() -> Self {
+        Self::no_session().of(Cause::Session)
     }
 
     pub(super) fn method(allowed: &'static str) -> Self {
@@ -131,23 +189,102 @@ impl Refusal {
         }
     }
 
+    /// Whether it asks for other credentials.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
     /// Whether it says that a session does not exist.
     pub(super) fn is_gone(&self) -> bool {
         self.code == NO_SESSION
     }
 }
 
+/// What is wrong with a request that somebody should hear of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Host,
+    Origin,
+    Credentials,
+    Scope,
+    Session,
+    Rate,
+    Connections,
+    Streams,
+    Head,
+}
+
+impl Cause {
+    /// The word for it in the lattice's log.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Origin => "origin",
+            Self::Credentials => "credentials",
+            Self::Scope => "scope",
+            Self::Session => "session",
+            Self::Rate => "rate",
+            Self::Connections => "connections",
+            Self::Streams => "streams",
+            Self::Head => "head",
+        }
+    }
+}
+
+/// How a client learns which credentials are wanted (RFC 6750, RFC 9728).
+#[derive(Debug, Clone, Default)]
+pub(super) struct Challenge {
+    /// Where the metadata of this server is, if an issuer's tokens count.
+    pub(super) metadata: Option<String>,
+    /// What stands before our scopes in the issuer's tokens.
+    pub(super) prefix: String,
+}
+
+impl Challenge {
+    fn plain(&self) -> String {
+        let Some(metadata) = &self.metadata else { return "Bearer".to_owned() };
+        format!("Bearer resource_metadata=\"{metadata}\", scope=\"{}\"", self.scopes(Scope::Assign))
+    }
+
+    fn error(&self, code: &str, why: &str) -> String {
+        // A quoted string of RFC 6750 has neither quotes nor backslashes, and nothing but ASCII.
+        let why: String = why.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).take(200).collect();
+        let mut text = format!("Bearer error=\"{code}\", error_description=\"{why}\"");
+        if let Some(metadata) = &self.metadata {
+            text += &format!(", resource_metadata=\"{metadata}\", scope=\"{}\"", self.scopes(Scope::Assign));
+        }
+        text
+    }
+
+    fn scope(&self, needed: Scope) -> String {
+        let mut text = format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", self.scopes(needed));
+        if let Some(metadata) = &self.metadata {
+            text += &format!(", resource_metadata=\"{metadata}\"");
+        }
+        text
+    }
+
+    /// A scope and those that it holds, as the issuer names them.
+    fn scopes(&self, upto: Scope) -> String {
+        let held = Scope::ALL.into_iter().filter(|scope| *scope <= upto);
+        held.map(|scope| format!("{}{scope}", self.prefix)).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// Why a response refuses; the door puts it into the log.
 #[derive(Clone)]
-pub(super) struct Said(pub(super) String);
+pub(super) struct Said {
+    pub(super) reason: String,
+    pub(super) cause: Option<Cause>,
+}
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let body = json!({ "jsonrpc": "2.0", "error": { "code": self.code, "message": self.message } });
         let mut response = (self.status, body.to_string()).into_response();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().extend(self.headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))));
-        response.extensions_mut().insert(Said(self.message));
+        response.headers_mut().extend(self.headers);
+        response.extensions_mut().insert(Said { reason: self.message, cause: self.cause });
         response
     }
 }

@@ -11,11 +11,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::session::{SessionManager as _, SessionState, SessionStore, SessionStoreError};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::refusal::Refusal;
 use crate::config;
+use crate::model::access::Principal;
 use crate::transport::{Bucket, Expect, Table};
 
 /// The longest session id that is looked up.
@@ -30,6 +32,7 @@ pub(super) struct Sessions {
     store: Store,
     idle: Duration,
     max: usize,
+    max_each: usize,
     known: Mutex<Known>,
 }
 
@@ -37,7 +40,7 @@ pub(super) struct Sessions {
 struct Known {
     by_id: HashMap<Arc<str>, Seen>,
     /// Those that are being opened.
-    joining: usize,
+    joining: HashMap<Option<Principal>, usize>,
 }
 
 struct Seen {
@@ -47,6 +50,13 @@ struct Seen {
     saved: Instant,
     /// It was opened before this process served it.
     from_before: bool,
+    /// Whose it is.
+    who: Option<Principal>,
+}
+
+tokio::task_local! {
+    /// Who comes with the request that is served now: rmcp is not told, but asks the store on the request's own task.
+    pub(super) static WHO: Option<Principal>;
 }
 
 impl Sessions {
@@ -62,6 +72,7 @@ impl Sessions {
             store: Store { table, ttl: idle + idle / 4 },
             idle,
             max: config.sessions_max as usize,
+            max_each: config.sessions_per_principal as usize,
             known: Mutex::default(),
         }
     }
@@ -75,24 +86,29 @@ impl Sessions {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for a new session. When all are taken, the one that has been idle for longest ends.
+    /// Makes room for a new session. When all are taken, or all of one principal's, the one of them that has been idle for longest ends.
     ///
     /// # Errors
     /// When every session is in use.
-    pub(super) async fn admit(self: &Arc<Self>) -> Result<Joining, Refusal> {
+    pub(super) async fn admit(self: &Arc<Self>, who: Option<&Principal>) -> Result<Joining, Refusal> {
         let evicted = {
             let mut known = self.known();
             let mut evicted = None;
-            if known.by_id.len() + known.joining >= self.max {
-                let idlest = known.by_id.iter().filter(|(_, seen)| seen.open == 0).min_by_key(|(_, seen)| seen.last);
-                let id = idlest.map(|(id, _)| id.clone()).ok_or_else(|| Refusal::too_many_sessions(self.max))?;
+            let own = |seen: &Seen| who.is_some() && seen.who.as_ref() == who;
+            let joining = known.joining.get(&who.cloned()).copied().unwrap_or(0);
+            let has_enough = who.is_some() && known.by_id.values().filter(|seen| own(seen)).count() + joining >= self.max_each;
+            if has_enough || known.by_id.len() + known.joining.values().sum::<usize>() >= self.max {
+                let idle = known.by_id.iter().filter(|(_, seen)| seen.open == 0 && (!has_enough || own(seen)));
+                let idlest = idle.min_by_key(|(_, seen)| seen.last);
+                let max = if has_enough { self.max_each } else { self.max };
+                let id = idlest.map(|(id, _)| id.clone()).ok_or_else(|| Refusal::too_many_sessions(max))?;
                 known.by_id.remove(&id);
                 evicted = Some(id);
             }
-            known.joining += 1;
+            *known.joining.entry(who.cloned()).or_default() += 1;
             evicted
         };
-        let joining = Joining(self.clone());
+        let joining = Joining(self.clone(), who.cloned());
         if let Some(id) = evicted {
             tracing::info!(session = %id, max = self.max, "ended the idlest session to make room for a new one");
             self.end(&id).await;
@@ -110,16 +126,21 @@ impl Sessions {
     }
 
     /// Notes a request or stream of a session that was opened or taken up again just now.
-    pub(super) fn join(self: &Arc<Self>, id: &str, from_before: bool) -> Open {
+    pub(super) fn join(self: &Arc<Self>, id: &str, from_before: bool, who: Option<Principal>) -> Open {
         let id: Arc<str> = id.into();
         let now = Instant::now();
-        self.known().by_id.entry(id.clone()).or_insert(Seen { open: 0, last: now, saved: now, from_before }).enter();
+        self.known().by_id.entry(id.clone()).or_insert(Seen { open: 0, last: now, saved: now, from_before, who }).enter();
         Open { sessions: self.clone(), id }
     }
 
     /// Forgets a session that has ended.
     pub(super) fn forget(&self, id: &str) {
         self.known().by_id.remove(id);
+    }
+
+    /// Whether a session that this process knows is somebody else's.
+    pub(super) fn is_others(&self, id: &str, who: Option<&Principal>) -> bool {
+        self.known().by_id.get(id).is_some_and(|seen| seen.who.as_ref() != who)
     }
 
     /// Whether a session was opened before this process served it.
@@ -191,11 +212,17 @@ impl Seen {
 }
 
 /// A session that is being opened: its place is taken while this lives.
-pub(super) struct Joining(Arc<Sessions>);
+pub(super) struct Joining(Arc<Sessions>, Option<Principal>);
 
 impl Drop for Joining {
     fn drop(&mut self) {
-        self.0.known().joining -= 1;
+        let mut known = self.0.known();
+        if let Some(joining) = known.joining.get_mut(&self.1) {
+            *joining -= 1;
+            if *joining == 0 {
+                known.joining.remove(&self.1);
+            }
+        }
     }
 }
 
@@ -231,6 +258,20 @@ impl Store {
     }
 }
 
+/// A session's row.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    state: SessionState,
+    /// Whose it is.
+    #[serde(default, rename = "lattice_principal", skip_serializing_if = "Option::is_none")]
+    who: Option<Principal>,
+}
+
+fn who() -> Option<Principal> {
+    WHO.try_with(Clone::clone).ok().flatten()
+}
+
 #[async_trait]
 impl SessionStore for Store {
     async fn load(&self, id: &str) -> Result<Option<SessionState>, SessionStoreError> {
@@ -238,8 +279,12 @@ impl SessionStore for Store {
             return Ok(None);
         }
         let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(None) };
-        match serde_json::from_slice(&row.value) {
-            Ok(state) => Ok(Some(state)),
+        match serde_json::from_slice::<Kept>(&row.value) {
+            Ok(kept) if kept.who != who() => {
+                tracing::warn!(session = id, "somebody asked for a session that is another principal's");
+                Ok(None)
+            }
+            Ok(kept) => Ok(Some(kept.state)),
             Err(error) => {
                 tracing::warn!(session = id, %error, "cannot read a session's row: the client has to initialize again");
                 Ok(None)
@@ -248,7 +293,7 @@ impl SessionStore for Store {
     }
 
     async fn store(&self, id: &str, state: &SessionState) -> Result<(), SessionStoreError> {
-        let value = Bytes::from(serde_json::to_vec(state)?);
+        let value = Bytes::from(serde_json::to_vec(&Kept { state: state.clone(), who: who() })?);
         self.table.put(Bucket::Sessions, id, value, Expect::Any, Some(self.ttl)).await?;
         Ok(())
     }

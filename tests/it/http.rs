@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lattice_mcp::config::{self, Secret};
 use lattice_mcp::http::{self, Kind, Parts};
+use lattice_mcp::model::audit::Turned;
 use lattice_mcp::model::size::Size;
 use lattice_mcp::model::time::Span;
 use lattice_mcp::transport::{Bucket, Error, Expect, Result, Row, Table, Watch};
@@ -27,10 +28,10 @@ use crate::web::{Ask, Reply, Wire, call, initialize, modern, session};
 
 /// Rows with revisions and expiry, as a store would keep them.
 #[derive(Default)]
-struct Memory(Mutex<HashMap<String, (Row, Option<Instant>)>>);
+pub(crate) struct Memory(Mutex<HashMap<String, (Row, Option<Instant>)>>);
 
 impl Memory {
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.0.lock().unwrap().values().filter(|(_, end)| end.is_none_or(|end| end > Instant::now())).count()
     }
 }
@@ -106,21 +107,26 @@ impl ServerHandler for Sleeper {
 }
 
 /// A running door.
-struct Door {
-    at: SocketAddr,
+pub(crate) struct Door {
+    pub(crate) at: SocketAddr,
+    pub(crate) url: String,
     stop: CancellationToken,
     served: JoinHandle<()>,
+    /// The refused requests that it told of.
+    pub(crate) turned: Arc<Mutex<Vec<Turned>>>,
 }
 
 impl Door {
-    async fn open(config: config::Http) -> Self {
+    pub(crate) async fn open(config: config::Http) -> Self {
         Self::on(config, Arc::default()).await
     }
 
-    async fn on(config: config::Http, table: Arc<Memory>) -> Self {
+    pub(crate) async fn on(config: config::Http, table: Arc<Memory>) -> Self {
         let listen = config.listen.as_deref().unwrap_or("0").parse().unwrap();
         let bound = http::bind(&config, listen).await.unwrap();
-        let at = bound.address();
+        let (at, url) = (bound.address(), bound.url());
+        let turned: Arc<Mutex<Vec<Turned>>> = Arc::default();
+        let told = turned.clone();
         let stop = CancellationToken::new();
         let parts = Parts {
             make: Arc::new(Sleeper),
@@ -129,12 +135,14 @@ impl Door {
             tasks: TaskTracker::new(),
             health: Arc::new(|| json!({ "lattice": "default", "station": "box" })),
             grace: Duration::from_secs(2),
+            needs: lattice_mcp::mcp::needs,
+            tell: Arc::new(move |turned| told.lock().unwrap().push(turned)),
         };
         let served = tokio::spawn(async move { bound.serve(parts).await.unwrap() });
-        Self { at, stop, served }
+        Self { at, url, stop, served, turned }
     }
 
-    async fn close(self) {
+    pub(crate) async fn close(self) {
         self.stop.cancel();
         self.served.await.unwrap();
     }
@@ -148,7 +156,7 @@ fn text_of(reply: &Reply) -> String {
     reply.json()["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("no text in {reply:?}")).to_owned()
 }
 
-fn in_session(message: &Value, id: &str) -> Ask {
+pub(crate) fn in_session(message: &Value, id: &str) -> Ask {
     Ask::mcp(message).with("Mcp-Session-Id", id)
 }
 

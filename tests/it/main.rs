@@ -11,6 +11,7 @@ mod clients;
 mod clocks;
 mod config;
 mod crash;
+mod door;
 mod events;
 mod faults;
 mod ground;

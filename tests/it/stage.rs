@@ -50,9 +50,22 @@ impl Stage {
         self.command("north", self.place.data.path(), self.place.agents.path())
     }
 
+    /// Whoever runs the agents, if that is not the process that assigns.
+    pub(crate) fn leaf(&self) -> Option<Child> {
+        self.server.is_some().then(|| self.beside().arg("leaf").spawn().unwrap())
+    }
+
+    /// A command at the station that assigns.
+    pub(crate) fn desk(&self) -> Command {
+        match &self.server {
+            Some(_) => self.command("desk", self.desk.path(), self.nothing.path()),
+            None => self.beside(),
+        }
+    }
+
     /// A client that sees these agents, and the leaf that runs them if it is not the client's own process.
     pub(crate) async fn open(&self, agents: &[&str]) -> (Client, Option<Child>) {
-        let leaf = self.server.is_some().then(|| self.beside().arg("leaf").spawn().unwrap());
+        let leaf = self.leaf();
         let client = match &self.server {
             Some(_) => Client::start(self.command("desk", self.desk.path(), self.nothing.path())).await,
             None => {
@@ -71,11 +84,7 @@ impl Stage {
 
     /// What a command says in JSON at the station that assigns.
     pub(crate) async fn said(&self, arguments: &[&str]) -> Value {
-        let mut command = match &self.server {
-            Some(_) => self.command("desk", self.desk.path(), self.nothing.path()),
-            None => self.beside(),
-        };
-        let output = command.args(arguments).output().await.unwrap();
+        let output = self.desk().args(arguments).output().await.unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&text).unwrap_or(Value::String(text))

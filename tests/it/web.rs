@@ -63,6 +63,18 @@ impl Wire {
         self.0.get_mut().write_all(bytes.as_ref()).await.expect("an open connection");
     }
 
+    /// Sends to a server that may have hung up.
+    pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.0.get_mut().write_all(bytes.as_ref()).await
+    }
+
+    /// All that comes until the server hangs up.
+    pub(crate) async fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let _ = tokio::time::timeout(CLOSE, self.0.read_to_end(&mut bytes)).await;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         (self.0.read_line(&mut line).await.ok()? > 0).then(|| line.trim_end().to_owned())
