@@ -106,12 +106,15 @@ impl Rules {
         if known || address { Ok(()) } else { Err(Refusal::host(&cut(text))) }
     }
 
-    /// The request's origin, if it has one and it is allowed.
+    /// The request's origin, if it has one and it is allowed. Pages of this very server are: their origin is the host that the
+    /// request names, which has been checked.
     pub(super) fn origin(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         let mut given = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = given.next() else { return Ok(None) };
         let text = origin.to_str().unwrap_or("not readable");
-        let known = given.next().is_none() && Origin::parse(text).is_some_and(|origin| self.origins.contains(&origin));
+        let own = headers.get(header::HOST).and_then(|host| Origin::parse(&format!("http://{}", host.to_str().ok()?)));
+        let known = |origin: &Origin| self.origins.contains(origin) || own.as_ref() == Some(origin);
+        let known = given.next().is_none() && Origin::parse(text).as_ref().is_some_and(known);
         if known { Ok(Some(origin.clone())) } else { Err(Refusal::origin(&cut(text))) }
     }
 }

@@ -260,6 +260,20 @@ async fn only_pages_of_listed_origins_may_call() {
 }
 
 #[tokio::test]
+async fn pages_of_the_server_itself_may_call_and_those_of_its_neighbours_may_not() {
+    let door = Door::open(config::Http::default()).await;
+    let port = door.at.port();
+    let (ask, own) = (Ask::mcp(&initialize()).with("Host", &format!("127.0.0.1:{port}")), format!("http://127.0.0.1:{port}"));
+    let page = ask.clone().with("Origin", &own).at(door.at).await;
+    assert_eq!((page.status(), page.get("access-control-allow-origin")), (200, Some(&*own)));
+    let neighbours = [format!("http://127.0.0.1:{}", port ^ 1), "http://127.0.0.1".into(), format!("https://127.0.0.1:{port}")];
+    for origin in neighbours.into_iter().chain([format!("http://localhost:{port}"), format!("http://evil.example:{port}")]) {
+        let reply = ask.clone().with("Origin", &origin).at(door.at).await;
+        assert_eq!((reply.status(), reply.get("access-control-allow-origin")), (403, None), "{origin}");
+    }
+}
+
+#[tokio::test]
 async fn browsers_on_a_listed_origin_get_their_preflight() {
     let door = Door::open(config::Http { allowed_origins: vec!["http://localhost:5173".into()], ..with_token() }).await;
     let asks = "authorization, content-type, mcp-param-x";
