@@ -341,6 +341,15 @@ impl ServerHandler for Server {
         resources::read(self.dispatcher(), &self.caller_of(&context), &request.uri).await.map(Into::into)
     }
 
+    /// Nothing is logged to clients, at no level; some older ones set one without asking whether it is.
+    #[expect(deprecated, reason = "older clients set a level")]
+    async fn set_level(&self, _: rmcp::model::SetLevelRequestParams, context: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        if is_modern(context.protocol_version().as_ref()) {
+            return Err(ErrorData::method_not_found::<rmcp::model::SetLevelRequestMethod>());
+        }
+        Ok(())
+    }
+
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
         changes::tell_of_lists(self.connection(), context.peer);
     }
