@@ -746,10 +746,12 @@ fn which_question(work: &Work, meant: Option<u32>) -> Result<u32> {
         (Status::Escalated { ask, .. }, _) => Ok(ask),
         // Its agent died with the question open; the next attempt finds the answer.
         (_, Some(ask)) if work.exchanges.iter().any(|exchange| exchange.ask.ask == ask) => Ok(ask),
-        (_, None) if last.is_some_and(|last| last.answer.is_some()) => {
-            Err(Error::AnsweredAlready { work_id, ask: last.map_or(1, |last| last.ask.ask) })
-        }
-        (status, _) => Err(Error::NotEscalated { work_id, status: status.label() }),
+        (status, None) => match (work.interrupted_question(), last) {
+            (Some(asked), _) => Ok(asked.ask),
+            (None, Some(last)) => Err(Error::AnsweredAlready { work_id, ask: last.ask.ask }),
+            (None, None) => Err(Error::NotEscalated { work_id, status: status.label() }),
+        },
+        (status, Some(_)) => Err(Error::NotEscalated { work_id, status: status.label() }),
     }
 }
 

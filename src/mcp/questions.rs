@@ -59,7 +59,13 @@ impl Server {
         let work = self.dispatcher().check(id).await?;
         // What a model says is not what a person says: where they can be asked themselves, they are.
         let person = Asked::of_person(&work).filter(|(asked, _)| ask.is_none_or(|ask| ask == asked.ask));
+        let interrupted = work.interrupted_question().filter(|asked| asked.needs == Needs::Human && ask.is_none_or(|ask| ask == asked.ask));
         match (self.way(&call), person) {
+            // The next attempt asks them again: nobody answers in their stead until then.
+            (Some(_), None) if interrupted.is_some() => {
+                let wrong = format!("the agent of work {id} begins anew, and will ask the user its question again");
+                Err(Problem::new(wrong, &format!("Go on with await_work {id}.")))
+            }
             (Some(_), Some((asked, _))) if declined.contains(&asked) => Err(not_allowed(id)),
             (Some(Way::Retry), Some((_, question))) => self.form_result(&call, &work, question, declined).await,
             (Some(Way::Elicit), Some((_, question))) => match self.elicit(&call, &work, question).await? {

@@ -480,6 +480,12 @@ impl Work {
         self.exchanges.iter().rev().map(|exchange| &exchange.ask).find(|asked| asked.ask == ask)
     }
 
+    /// The question that its agent died with, until the next attempt asks it again.
+    pub fn interrupted_question(&self) -> Option<&Ask> {
+        let runs = !self.status.is_settled() && self.open_question().is_none();
+        self.exchanges.last().filter(|last| runs && last.answer.is_none()).map(|last| &last.ask)
+    }
+
     /// What all its attempts have reported to have used.
     pub fn usage(&self) -> Usage {
         self.used.iter().fold(Usage::default(), |sum, (_, usage)| sum.plus(*usage))

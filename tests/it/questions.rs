@@ -15,11 +15,16 @@ pub(crate) const CAREFUL: &str = "read -r order\n\
 
 fn place() -> Place {
     let place = Place::new();
-    let path = place.agents.path().join("careful.md");
-    place.agent("careful", "", CAREFUL);
+    interactive(&place, "careful", CAREFUL);
+    place
+}
+
+/// Adds an agent that is told the answers to its questions.
+fn interactive(place: &Place, name: &str, script: &str) {
+    let path = place.agents.path().join(format!("{name}.md"));
+    place.agent(name, "", script);
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("kind: command,", "kind: command, interactive: true,")).unwrap();
-    place
 }
 
 async fn kill(mut client: Client) {
@@ -72,6 +77,34 @@ async fn a_question_that_the_next_attempt_asks_again_is_the_same_one() {
     let wrong = client.refusal("answer_work", json!({"work_id": id, "answer": "yes", "ask": 2})).await;
     assert!(wrong.contains("question 1 is open"), "{wrong}");
     client.call("answer_work", json!({"work_id": id, "answer": "go", "ask": 1})).await;
+    let done = client.settled(&id).await;
+    assert!(done["status"] == "COMPLETE" && done["result"].to_string().contains("go"), "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_before_the_next_attempt_asks_again_is_kept_for_it_and_a_person_is_not_answered_for() {
+    let place = place();
+    // From the second attempt on it asks only when a file is there.
+    let late = format!("[ \"$LATTICE_ATTEMPT\" = 1 ] || while [ ! -e gate ]; do sleep 0.02; done\n{CAREFUL}");
+    interactive(&place, "late", &late);
+    let client = place.client().await;
+    let id = client.assign("late", "act").await;
+    reaches(&client, &id, "ESCALATED").await;
+    kill(client).await;
+    let client = place.client().await;
+    crate::lifecycle::eventually("attempt 2 runs", async || {
+        let work = client.call("check_work", json!({"work_id": id})).await;
+        (work["status"] == "ACCEPTED" && work["attempt"] == 2).then_some(())
+    })
+    .await;
+
+    // A client with forms could ask the person, and so its model can't answer for them; without forms, the model asked its user.
+    for arguments in [json!({"work_id": id, "answer": "yes"}), json!({"work_id": id, "answer": "yes", "ask": 1})] {
+        let refused = modern(&client, "tools/call", json!({"name": "answer_work", "arguments": arguments})).await;
+        assert!(refused["result"]["isError"] == true && refused.to_string().contains("ask the user its question again"), "{refused}");
+    }
+    client.call("answer_work", json!({"work_id": id, "answer": "go"})).await;
+    std::fs::write(place.agents.path().join("gate"), "").unwrap();
     let done = client.settled(&id).await;
     assert!(done["status"] == "COMPLETE" && done["result"].to_string().contains("go"), "{done}");
 }
