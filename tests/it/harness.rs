@@ -94,6 +94,11 @@ impl Lattice {
         let argv = self.command(&["--http", "127.0.0.1:0", "--token-file", &token.display().to_string()]);
         HttpServer::start(&argv, self.path())
     }
+
+    /// Starts the program as a server on HTTP that wants no token.
+    pub(crate) fn serve_to_anybody(&self) -> HttpServer {
+        HttpServer::start(&self.command(&["--http", "127.0.0.1:0"]), self.path())
+    }
 }
 
 /// A running server; it ends with this value.

@@ -10,6 +10,7 @@ mod cli;
 mod clients;
 mod clocks;
 mod config;
+mod conformance;
 mod crash;
 mod door;
 mod events;
