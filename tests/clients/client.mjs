@@ -1,6 +1,6 @@
 // Drives a lattice through the TypeScript SDKs, as an orchestrator's host does, and prints what it saw as one JSON report.
 //
-// --sdk client is @modelcontextprotocol/client 2.x (--mode legacy by default, auto speaks 2026-07-28),
+// --sdk client is @modelcontextprotocol/client 2.x (--mode legacy by default, auto and 2026-07-28 speak 2026-07-28),
 // --sdk sdk is @modelcontextprotocol/sdk 1.x. Exits with 1 and a readable message when a scenario fails.
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -128,22 +128,26 @@ const scenarios = {
     check((await lattice.call('get_agent_schema', { agent_name: 'upper' })).name === 'upper', 'no schema of upper');
   },
 
-  async work(lattice) {
-    const assigned = await Promise.all([
-      lattice.call('assign_work', { agent_name: 'upper', task: 'hello' }),
-      lattice.call('assign_work', { agent_name: 'slow', task: '5' }),
-    ]);
+  async assign(lattice) {
+    const assign = (task) => lattice.call('assign_work', { agent_name: 'upper', task });
+    const assigned = await Promise.all(['hello', 'there'].map(assign));
     check(assigned.every(({ status }) => status === 'ASSIGNED'), 'not assigned', assigned);
     const ids = assigned.map(({ work_id }) => work_id);
-    const progress = [];
-    const [upper, slow] = await lattice.settled(ids, (update) => progress.push(update.progress));
-    check(upper.status === 'COMPLETE' && upper.result === 'HELLO', 'upper did not do its work', upper);
-    check(slow.status === 'COMPLETE' && slow.result.steps === 5, 'slow did not do its work', slow);
-    check(progress.length > 0, 'no progress arrived');
-    check(progress.every((value, at) => at === 0 || value > progress[at - 1]), 'progress does not rise', progress);
-    check(isDeepStrictEqual(await lattice.settled(ids), [upper, slow]), 'awaiting again gives something else');
+    const done = await lattice.settled(ids);
+    check(done.every(({ status }) => status === 'COMPLETE'), 'upper did not do its work', done);
+    check(isDeepStrictEqual(done.map(({ result }) => result), ['HELLO', 'THERE']), 'upper did something else', done);
+    check(isDeepStrictEqual(await lattice.settled(ids), done), 'awaiting again gives something else');
     const checked = await lattice.call('check_work', { work_id: ids[0] });
     check(checked.status === 'COMPLETE' && checked.result === 'HELLO', 'check_work sees it otherwise', checked);
+  },
+
+  async progress(lattice) {
+    const { work_id } = await lattice.call('assign_work', { agent_name: 'slow', task: '5' });
+    const heard = [];
+    const [slow] = await lattice.settled([work_id], (update) => heard.push(update.progress));
+    check(slow.status === 'COMPLETE' && slow.result.steps === 5, 'slow did not do its work', slow);
+    check(heard.length > 0, 'no progress arrived');
+    check(heard.every((value, at) => at === 0 || value > heard[at - 1]), 'progress does not rise', heard);
   },
 
   async cancel(lattice) {
@@ -271,7 +275,8 @@ async function connect() {
   if (options.sdk === 'client') {
     const { Client, StreamableHTTPClientTransport } = await import('@modelcontextprotocol/client');
     const { StdioClientTransport } = await import('@modelcontextprotocol/client/stdio');
-    const client = new Client(info, { capabilities, versionNegotiation: { mode: options.mode } });
+    const mode = ['legacy', 'auto'].includes(options.mode) ? options.mode : { pin: options.mode };
+    const client = new Client(info, { capabilities, versionNegotiation: { mode } });
     client.setRequestHandler('elicitation/create', show);
     const transport = options.url
       ? new StreamableHTTPClientTransport(new URL(options.url), { requestInit })
@@ -321,7 +326,9 @@ async function within(seconds, name, promise) {
 try {
   if (!options.agents || !options.url === !options.stdio) throw new Error('give --agents, and one of --url and --stdio');
   const lattice = await within(Number(options.timeout), 'connect', connect());
-  const report = { sdk: `typescript ${options.sdk}`, protocol: lattice.protocol, passed: [] };
+  const installed = JSON.parse(readFileSync(new URL(`node_modules/@modelcontextprotocol/${options.sdk}/package.json`, import.meta.url)));
+  const client = `TypeScript \`${options.sdk}\` ${installed.version}`;
+  const report = { client, protocol: lattice.protocol, passed: [], unable: {} };
   for (const [name, scenario] of Object.entries(scenarios)) {
     if (only.length > 0 && !only.includes(name)) continue;
     await within(Number(options.timeout), name, scenario(lattice));

@@ -1,6 +1,7 @@
 """Drives a lattice through the Python SDK, as an orchestrator's host does, and prints what it saw as one JSON report.
 
-Runs with mcp 2.3 (--mode auto speaks 2026-07-28, --mode legacy 2025-11-25) and with mcp 1.30 (2025-11-25).
+Runs with mcp 2.3 and with fastmcp 4.1 (--mode auto and --mode 2026-07-28 speak 2026-07-28, --mode legacy 2025-11-25), and with
+mcp 1.30 (2025-11-25). The report tells what passed, and what this client has no way to do, and why.
 Exits with 1 and a readable message when a scenario fails.
 """
 
@@ -16,6 +17,10 @@ import traceback
 
 SDK = importlib.metadata.version("mcp")
 IS_2 = SDK.startswith("2.")
+try:
+    FAST = importlib.metadata.version("fastmcp")
+except importlib.metadata.PackageNotFoundError:
+    FAST = None
 
 TOOLS = {
     "list_available_agents",
@@ -27,6 +32,10 @@ TOOLS = {
     "answer_work",
     "escalate",
 }
+
+
+class Unable(Exception):
+    """This client has no way to do it."""
 
 
 def check(condition, what, seen=None):
@@ -85,8 +94,28 @@ class Forms:
         return ElicitResult(**self.says)
 
 
+class Fast:
+    """fastmcp's client, under the names that the SDK's has."""
+
+    def __init__(self, client):
+        self.list_tools = client.list_tools_mcp
+        self.list_resources = client.list_resources_mcp
+        self.list_resource_templates = client.list_resource_templates_mcp
+        self.read_resource = client.read_resource_mcp
+        self.list_prompts = client.list_prompts_mcp
+        self.get_prompt = client.get_prompt_mcp
+        self.complete = client.complete_mcp
+        self._call_tool = client.call_tool_mcp
+        for name in ("listen", "subscribe_resource", "unsubscribe_resource"):
+            if hasattr(client, name):
+                setattr(self, name, getattr(client, name))
+
+    def call_tool(self, name, arguments, progress_callback):
+        return self._call_tool(name, arguments, progress_handler=progress_callback)
+
+
 class Lattice:
-    """One connection, the same for both SDKs."""
+    """One connection, the same for all clients."""
 
     def __init__(self, client, protocol, heard, forms):
         self.forms = forms
@@ -120,6 +149,7 @@ class Lattice:
         if not self.modern:
             yield self.heard.follow("notifications/tools/list_changed")
             return
+        self.needs("listen", "subscriptions/listen")
         async with self.client.listen(tools_list_changed=True) as subscription:
             yield lambda: anext(aiter(subscription))
 
@@ -127,12 +157,18 @@ class Lattice:
     async def changes_of(self, uri):
         """A function that waits for the next change of a resource."""
         if not self.modern:
+            self.needs("subscribe_resource", "resources/subscribe")
             await self.client.subscribe_resource(url(uri))
             yield self.heard.follow("notifications/resources/updated", uri)
             await self.client.unsubscribe_resource(url(uri))
             return
+        self.needs("listen", "subscriptions/listen")
         async with self.client.listen(resource_subscriptions=[uri]) as subscription:
             yield lambda: anext(aiter(subscription))
+
+    def needs(self, name, method):
+        if not hasattr(self.client, name):
+            raise Unable(f"its client does not know `{method}`")
 
     async def read(self, uri):
         return plain(await self.client.read_resource(url(uri)))["contents"][0]
@@ -175,24 +211,26 @@ async def tools(lattice, agents):
     check((await lattice.call("get_agent_schema", agent_name="upper"))["name"] == "upper", "no schema of upper")
 
 
-async def work(lattice, agents):
-    first, second = await asyncio.gather(
-        lattice.call("assign_work", agent_name="upper", task="hello"),
-        lattice.call("assign_work", agent_name="slow", task="5"),
-    )
-    for assigned in (first, second):
-        check(assigned["status"] == "ASSIGNED", "not assigned", assigned)
-    ids = (first["work_id"], second["work_id"])
-    progress = []
-    upper, slow = await lattice.settled(*ids, progress=progress)
-    check((upper["status"], upper["result"]) == ("COMPLETE", "HELLO"), "upper did not do its work", upper)
-    check((slow["status"], slow["result"]) == ("COMPLETE", {"steps": 5}), "slow did not do its work", slow)
-    check(progress, "no progress arrived")
-    check(progress == sorted(set(progress)), "progress does not rise", progress)
-    again = await lattice.settled(*ids)
-    check(again == [upper, slow], "awaiting again gives something else", again)
+async def assign(lattice, agents):
+    assigned = await asyncio.gather(*(lattice.call("assign_work", agent_name="upper", task=task) for task in ("hello", "there")))
+    for work in assigned:
+        check(work["status"] == "ASSIGNED", "not assigned", work)
+    ids = [work["work_id"] for work in assigned]
+    done = await lattice.settled(*ids)
+    check([w["status"] for w in done] == ["COMPLETE", "COMPLETE"], "upper did not do its work", done)
+    check([w["result"] for w in done] == ["HELLO", "THERE"], "upper did something else", done)
+    check(await lattice.settled(*ids) == done, "awaiting again gives something else", done)
     checked = await lattice.call("check_work", work_id=ids[0])
     check((checked["status"], checked["result"]) == ("COMPLETE", "HELLO"), "check_work sees it otherwise", checked)
+
+
+async def progress(lattice, agents):
+    id = (await lattice.call("assign_work", agent_name="slow", task="5"))["work_id"]
+    heard = []
+    (slow,) = await lattice.settled(id, progress=heard)
+    check((slow["status"], slow["result"]) == ("COMPLETE", {"steps": 5}), "slow did not do its work", slow)
+    check(heard, "no progress arrived")
+    check(heard == sorted(set(heard)), "progress does not rise", heard)
 
 
 async def cancel(lattice, agents):
@@ -308,13 +346,28 @@ async def subscription(lattice, agents):
     await lattice.settled(id)
 
 
-SCENARIOS = [tools, work, cancel, escalate, person, lost, unknown, changes, resources, prompts, subscription]
+SCENARIOS = [tools, assign, progress, cancel, escalate, person, lost, unknown, changes, resources, prompts, subscription]
 
 
 @contextlib.asynccontextmanager
 async def connect(options):
     heard, forms = Heard(), Forms()
     headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
+    if FAST:
+        from fastmcp import Client
+        from fastmcp.client.transports import StdioTransport, StreamableHttpTransport
+
+        if options.url:
+            target = StreamableHttpTransport(options.url, headers=headers)
+        else:
+            target = StdioTransport(options.stdio[0], options.stdio[1:], env=dict(os.environ), keep_alive=False)
+
+        async def show(message, kind, params, context):
+            return await forms.show(context, params)
+
+        async with Client(target, mode=options.mode, message_handler=heard.add, elicitation_handler=show) as client:
+            yield Lattice(Fast(client), client.protocol_version, heard, forms)
+        return
     if IS_2:
         from mcp import Client
         from mcp.client.stdio import StdioServerParameters
@@ -348,7 +401,8 @@ async def connect(options):
 
 
 async def run(options):
-    report = {"sdk": f"python mcp {SDK}", "protocol": None, "passed": []}
+    name = f"Python `fastmcp` {FAST}" if FAST else f"Python `mcp` {SDK}"
+    report = {"client": name, "protocol": None, "passed": [], "unable": {}}
     async with connect(options) as lattice:
         report["protocol"] = lattice.protocol
         for scenario in SCENARIOS:
@@ -356,6 +410,9 @@ async def run(options):
                 continue
             try:
                 await asyncio.wait_for(scenario(lattice, options.agents), options.timeout)
+            except Unable as error:
+                report["unable"][scenario.__name__] = str(error)
+                continue
             except TimeoutError as error:
                 raise TimeoutError(f"scenario {scenario.__name__} did not end within {options.timeout:.0f} s") from error
             except Exception as error:
@@ -377,7 +434,7 @@ def main():
     where.add_argument("--url", help="a server on HTTP")
     where.add_argument("--stdio", type=json.loads, help="a server to start: a JSON array of its program and arguments")
     parser.add_argument("--token", help="the bearer token of a server on HTTP")
-    parser.add_argument("--mode", default="auto", choices=["auto", "legacy"])
+    parser.add_argument("--mode", default="auto", choices=["auto", "legacy", "2026-07-28"])
     parser.add_argument("--agents", type=pathlib.Path, required=True, help="the folder of agent files that the server watches")
     parser.add_argument("--timeout", type=float, default=30, help="seconds that one scenario may take")
     parser.add_argument("only", nargs="*", help="the scenarios to run; all when none is named")

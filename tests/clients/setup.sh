@@ -2,6 +2,8 @@
 # Installs the real MCP clients that the tests drive, into .tools/ of this repository.
 # Needs Python 3.10 or newer and access to PyPI and npm; takes Node from PyPI where there is none.
 # Does nothing when what it would install is there already.
+# To change a package: edit package.json, and have npm write the lock without installing anything:
+#   npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use lattice_mcp::config::{self, Storage};
 use lattice_mcp::http::{self, Parts};
+use lattice_mcp::model::access::Scope;
 use lattice_mcp::transport::local::{self, Options};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,8 @@ async fn our_http_stack_passes_the_suite() {
         tasks: TaskTracker::new(),
         health: Arc::new(|| Value::Null),
         grace: Duration::from_secs(2),
+        needs: |_, _| Scope::Read,
+        tell: Arc::new(|_| {}),
     };
     let served = tokio::spawn(bound.serve(parts));
     let runs = runs(&url).await;

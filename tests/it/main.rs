@@ -22,6 +22,7 @@ mod install;
 mod layers;
 mod lifecycle;
 mod malformed;
+mod matrix;
 mod mcpsec;
 mod model;
 mod names;
