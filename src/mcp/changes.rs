@@ -116,7 +116,7 @@ fn follow(dispatcher: Dispatcher, topic: Topic, source: Source) -> Changes {
 
 /// Tells an older client of changed lists, until its connection ends.
 pub(super) fn tell_of_lists(connection: &Connection, peer: Peer<RoleServer>) {
-    let mut registry = connection.shared.dispatcher.registry().changes();
+    let mut registry = connection.changes.clone();
     let closing = connection.closing.clone();
     connection.shared.tasks.spawn(async move {
         loop {
@@ -217,12 +217,23 @@ pub(super) async fn listen(connection: &Connection, caller: &Caller, context: &S
         topics.push(Topic::Resource(parsed, uri.clone()));
     }
     let mut streams = Vec::with_capacity(topics.len());
+    let mut unsure = Vec::new();
     for topic in topics {
-        let source = Source::open(dispatcher, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?;
+        let source = match &topic {
+            Topic::Lists => Source::Registry(connection.changes.clone()),
+            // The client was told that it is listening before it was: what came in between is gone.
+            Topic::Resource(_, uri) => {
+                unsure.push(uri.clone());
+                Source::open(dispatcher, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?
+            }
+        };
         streams.push(follow(dispatcher.clone(), topic, source));
     }
     let mut changes = select_all(streams);
     let tell = async {
+        for uri in unsure {
+            sink.notify_resource_updated(uri).await?;
+        }
         while let Some(topic) = changes.next().await {
             match topic {
                 Topic::Lists => {

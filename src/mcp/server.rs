@@ -18,7 +18,7 @@ use rmcp::model::{
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, SubscriptionContext};
 use rmcp::{ErrorData, ServerHandler};
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -62,6 +62,9 @@ pub(super) struct Connection {
     calls: Semaphore,
     /// Resources that an older client has subscribed to.
     pub(super) subscriptions: Mutex<HashMap<String, CancellationToken>>,
+    /// The registry's changes since the connection began, or a newer client's request: a client hears of those, too, that come
+    /// between the moment in which it is told that it is listening and the one in which it is.
+    pub(super) changes: watch::Receiver<u64>,
     /// Fires when the connection ends or the station stops.
     pub(super) closing: CancellationToken,
     _closes: DropGuard,
@@ -131,6 +134,7 @@ impl Server {
         Self(Arc::new(Connection {
             caller,
             calls: Semaphore::new(shared.dispatcher.config().mcp.calls_max as usize),
+            changes: shared.dispatcher.registry().changes(),
             shared,
             subscriptions: Mutex::default(),
             _closes: closing.clone().drop_guard(),
