@@ -28,7 +28,7 @@ impl Server {
         description = "Answers the question of ESCALATED work; the same work goes on with it.",
         input_schema = object(json!({
             "work_id": {"type": "string"},
-            "answer": {"description": "Text or any JSON"},
+            "answer": {"anyOf": [{"type": "string"}, {"type": "object"}], "description": "Text or any JSON"},
             "ask": {"type": "integer"},
         }), &["work_id", "answer"]),
         output_schema = object(report_schema(json!({})), &["work_id", "status"]),
@@ -89,9 +89,9 @@ impl Server {
                        when it cannot or must not decide alone.",
         input_schema = object(json!({
             "reason": {"type": "string", "description": "What is needed"},
-            "context": {"description": "What helps to decide"},
+            "context": {"type": "object", "description": "What helps to decide"},
             "work_id": {"type": "string", "description": "Only if the connection is not that of the work's agent"},
-            "needs": {"enum": ["orchestrator", "human"]},
+            "needs": {"type": "string", "enum": ["orchestrator", "human"]},
         }), &["reason"]),
         output_schema = object(json!({
             "work_id": {"type": "string"}, "answered": {"type": "boolean"}, "answer": {}, "status": {"type": "string"}, "note": {"type": "string"},

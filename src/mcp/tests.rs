@@ -323,6 +323,30 @@ async fn the_tools_are_the_golden_ones_and_cost_under_2500_tokens() {
     assert_eq!(&kept, tools, "the tools changed: look at them, then run the tests with UPDATE_GOLDEN=1");
 }
 
+/// Gemini refuses all tools when one parameter has no type, and hosts that convert schemas lose what has none.
+#[test]
+fn every_parameter_of_every_tool_says_its_type() {
+    fn untyped(schema: &Value, path: &str, found: &mut Vec<String>) {
+        let choices = schema["anyOf"].as_array();
+        match (schema["type"].as_str(), choices) {
+            (Some("array"), None) => untyped(&schema["items"], &format!("{path}[]"), found),
+            (Some(kind), None) if kind == "string" || schema.get("enum").is_none() => {}
+            (None, Some(choices)) => choices.iter().for_each(|choice| untyped(choice, path, found)),
+            _ => found.push(path.to_owned()),
+        }
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            untyped(property, &format!("{path}.{name}"), found);
+        }
+    }
+    let mut found = Vec::new();
+    let tools = Server::agent_tools() + Server::work_tools() + Server::waiting_tools() + Server::question_tools();
+    for tool in tools.list_all() {
+        let tool = serde_json::to_value(tool).unwrap();
+        untyped(&tool["inputSchema"], tool["name"].as_str().unwrap(), &mut found);
+    }
+    assert!(found.is_empty(), "{found:?}");
+}
+
 #[tokio::test]
 async fn both_generations_are_told_exactly_what_is_served() {
     let fixture = Fixture::new();

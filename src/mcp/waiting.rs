@@ -42,7 +42,7 @@ impl Server {
         input_schema = object(json!({
             "work_id": {"type": "string"},
             "work_ids": {"type": "array", "items": {"type": "string"}},
-            "mode": {"enum": ["all", "any"], "description": "Wait for all (default) or any of them"},
+            "mode": {"type": "string", "enum": ["all", "any"], "description": "Wait for all (default) or any of them"},
             "timeout": {"type": "string", "description": "Of this wait, default \"45s\""},
         }), &[]),
         output_schema = object(report_schema(json!({"works": {"type": "array", "items": {"type": "object"}}})), &[]),

@@ -61,8 +61,8 @@ impl Server {
             "accept": {"type": "object", "description": "Checked before it counts as done: {command: [argv], timeout, schema: of the result, paths: [must exist]}"},
             "budget": {"type": "object", "description": "For it and all it assigns: {tokens, cost_usd, turns, works}"},
             "after": {"type": "array", "items": {"type": "string"}, "description": "Works that must complete first; the agent gets their results"},
-            "if_failed": {"enum": ["follow", "fail", "cancel", "run"], "description": "If one of them does not complete"},
-            "map": {"type": "array", "items": {}, "description": "One work per item under one work_id: objects join context, else {item} in task"},
+            "if_failed": {"type": "string", "enum": ["follow", "fail", "cancel", "run"], "description": "If one of them does not complete"},
+            "map": {"type": "array", "items": {"anyOf": [{"type": "object"}, {"type": "string"}]}, "description": "One work per item under one work_id: objects join context, else {item} in task"},
             "parallel": {"type": "integer", "description": "Items at once"},
         }), &["agent_name", "task"]),
         output_schema = object(json!({
