@@ -3,7 +3,7 @@
 //! A change may stand for several; a reader that fell behind or had to begin anew is told once more, never once less.
 
 use std::pin::Pin;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{Stream, StreamExt, select_all, unfold};
@@ -114,15 +114,23 @@ fn follow(dispatcher: Dispatcher, topic: Topic, source: Source) -> Changes {
     Box::pin(unfold((dispatcher, topic, source), next))
 }
 
-/// Tells an older client of changed lists, until its connection ends.
+/// Tells an older client of changed lists, until its connection ends; what changes while the station wakes is in the first lists.
 pub(super) fn tell_of_lists(connection: &Connection, peer: Peer<RoleServer>) {
+    let shared = Arc::clone(&connection.shared);
     let mut registry = connection.changes.clone();
     let closing = connection.closing.clone();
     connection.shared.tasks.spawn(async move {
+        let shown = tokio::select! {
+            () = closing.cancelled() => return,
+            shown = shared.awake.wait() => *shown,
+        };
         loop {
             tokio::select! {
                 () = closing.cancelled() => return,
                 changed = registry.changed() => if changed.is_err() { return },
+            }
+            if *registry.borrow_and_update() <= shown {
+                continue;
             }
             let told = async {
                 peer.notify_tool_list_changed().await?;

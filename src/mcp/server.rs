@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
@@ -18,7 +17,7 @@ use rmcp::model::{
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, SubscriptionContext};
 use rmcp::{ErrorData, ServerHandler};
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, SetOnce, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -74,7 +73,8 @@ pub(super) struct Shared {
     pub(super) dispatcher: Dispatcher,
     pub(super) tasks: TaskTracker,
     wake: Wake,
-    awake: AtomicBool,
+    /// How often the registry had changed when the station was awake: what the first lists show.
+    pub(super) awake: SetOnce<u64>,
     stop: CancellationToken,
     calls: Semaphore,
     router: ToolRouter<Server>,
@@ -94,7 +94,7 @@ impl Server {
             dispatcher: parts.dispatcher,
             tasks: parts.tasks,
             wake: parts.wake,
-            awake: AtomicBool::new(false),
+            awake: SetOnce::new(),
             stop: parts.stop,
             tools: router.list_all(),
             router,
@@ -168,12 +168,13 @@ impl Server {
         };
         let own = self.0.calls.try_acquire().map_err(|_| busy(limits.calls_max, "of this connection", "mcp.calls_max"))?;
         let all = self.0.shared.calls.try_acquire().map_err(|_| busy(limits.calls_in_all_max, "of all clients", "mcp.calls_in_all_max"))?;
-        if !self.0.shared.awake.load(Ordering::Acquire) {
+        if !self.0.shared.awake.initialized() {
             (self.0.shared.wake)().await.map_err(|reason| {
                 tracing::error!(reason, "the station could not join the lattice");
                 Problem::new(format_args!("the station could not join its lattice: {reason}"), "Try again once that is mended.")
             })?;
-            self.0.shared.awake.store(true, Ordering::Release);
+            // Whoever was first has said so.
+            let _ = self.0.shared.awake.set(*self.dispatcher().registry().changes().borrow());
         }
         Ok((own, all))
     }

@@ -348,6 +348,35 @@ fn every_parameter_of_every_tool_says_its_type() {
 }
 
 #[tokio::test]
+async fn what_changes_while_the_station_wakes_is_in_the_first_lists_and_not_told() {
+    let mut fixture = Fixture::new();
+    let registry = fixture.dispatcher.registry().clone();
+    let wake = move || {
+        let registry = registry.clone();
+        async move { registry.offer(catalog(vec![manifest("early", "Is there")])).await.map_err(|error| error.to_string()) }.boxed()
+    };
+    fixture.server = Server::new(Parts {
+        dispatcher: fixture.dispatcher.clone(),
+        caller: Caller::connection(),
+        wake: Arc::new(wake),
+        stop: CancellationToken::new(),
+        tasks: fixture.tasks.clone(),
+    });
+    let mut client = fixture.client().await;
+    // By its answer, the server has seen that the client is ready.
+    client.request("ping", json!({})).await;
+    let listed = client.request("tools/list", json!({})).await;
+    assert!(listed.to_string().contains("- **early** (local)"), "{listed}");
+    client.request("ping", json!({})).await;
+    assert!(client.notifications.is_empty(), "{:?}", client.notifications);
+    fixture.offer(&["early", "late"]).await;
+    client.notified("notifications/tools/list_changed").await;
+    client.notified("notifications/resources/list_changed").await;
+    assert!(client.request("tools/list", json!({})).await.to_string().contains("- **late** (local)"));
+    assert!(client.notifications.is_empty(), "{:?}", client.notifications);
+}
+
+#[tokio::test]
 async fn both_generations_are_told_exactly_what_is_served() {
     let fixture = Fixture::new();
     let wanted = json!({
