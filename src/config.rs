@@ -502,15 +502,17 @@ impl Default for Runner {
 pub struct Results {
     /// A larger result is kept as a blob, and answers hold its digest, size and link.
     pub inline_max: Size,
-    /// How much one selection or resource read gives at most.
+    /// How much of results and of agents one answer gives at most: less than what hosts cut from an answer, also once it is escaped.
     pub selection_max: Size,
+    /// The largest result that is read as a resource.
+    pub resource_max: Size,
     /// How long a search in a result may take.
     pub search_timeout: Span,
 }
 
 impl Default for Results {
     fn default() -> Self {
-        Self { inline_max: Size::kib(16), selection_max: Size::kib(64), search_timeout: Span::secs(2) }
+        Self { inline_max: Size::kib(16), selection_max: Size::kib(24), resource_max: Size::kib(64), search_timeout: Span::secs(2) }
     }
 }
 

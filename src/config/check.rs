@@ -88,6 +88,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         at_least(runner.accept_output_max, Size::kib(1), "runner.accept_output_max"),
         (results.inline_max > Size::kib(64), "results.inline_max", format!("a size of at most {}", Size::kib(64))),
         at_least(results.selection_max, Size::bytes(1), "results.selection_max"),
+        at_least(results.resource_max, Size::bytes(1), "results.resource_max"),
         positive(results.search_timeout, "results.search_timeout"),
         at_least(http.body_max, Size::kib(1), "http.body_max"),
         positive(http.session_idle, "http.session_idle"),

@@ -25,8 +25,8 @@ use crate::transport::{LaneLoad, Queue};
 const LISTED_MAX: usize = 500;
 /// How many stations are asked at once how busy they are.
 const ASKED_AT_ONCE: usize = 32;
-/// How many bytes of schemas one answer holds.
-const SCHEMAS_MAX: usize = 64 << 10;
+/// How much of an agent's description stands in a list.
+const SHOWN_MAX: usize = 1000;
 /// How much of an agent's description stands in the description of `assign_work`.
 const DESCRIBED_MAX: usize = 200;
 
@@ -66,28 +66,11 @@ impl Server {
         let wanted: Vec<&Agent> =
             snapshot.agents.values().filter(|agent| matches(&agent.manifest, capability.as_deref(), &words)).collect();
         let loads = Loads::of(self.dispatcher(), wanted.iter().take(LISTED_MAX).copied()).await?;
-        let mut schemas_room = SCHEMAS_MAX;
-        let mut left_out = false;
-        let mut agents = Vec::with_capacity(wanted.len().min(LISTED_MAX));
-        for agent in wanted.iter().take(LISTED_MAX) {
-            let mut shown = listed(agent);
-            let schemas = schemas(&agent.manifest);
-            let size = Value::Object(schemas.clone()).to_string().len();
-            if size <= schemas_room {
-                schemas_room -= size;
-                shown.extend(schemas);
-            } else {
-                left_out = true;
-            }
-            let (running, waiting) = loads.get(agent);
-            shown.insert("load".into(), json!({ "running": running, "waiting": waiting }));
-            if let Some(until) = loads.paused_until(agent) {
-                shown.insert("paused_until".into(), until.to_string().into());
-            }
-            agents.push(Value::Object(shown));
-        }
+        let room = self.dispatcher().config().results.selection_max.as_usize();
+        let (agents, left_out) = list(&wanted, &loads, room);
+        let shown = agents.len();
         let mut answer = fields(json!({ "agents": agents }));
-        if let Some(note) = note(snapshot.agents.len(), wanted.len(), left_out) {
+        if let Some(note) = note(snapshot.agents.len(), wanted.len(), shown, left_out) {
             answer.insert("note".into(), note.into());
         }
         if let Some((since, reason)) = self.dispatcher().away() {
@@ -230,15 +213,52 @@ fn matches(manifest: &Manifest, capability: Option<&str>, words: &[String]) -> b
     words.iter().all(|word| text.contains(word.as_str()))
 }
 
-fn note(known: usize, wanted: usize, schemas_left_out: bool) -> Option<String> {
+/// As many agents as there is room for, with as many of their schemas as there is room for then, and whether schemas are missing.
+fn list(wanted: &[&Agent], loads: &Loads, mut room: usize) -> (Vec<Value>, bool) {
+    let mut agents = Vec::with_capacity(wanted.len().min(LISTED_MAX));
+    for agent in wanted.iter().take(LISTED_MAX) {
+        let mut shown = listed(agent);
+        let description = &agent.manifest.description;
+        if description.chars().count() > SHOWN_MAX {
+            let cut: String = description.chars().take(SHOWN_MAX).chain("…".chars()).collect();
+            shown.insert("description".into(), cut.into());
+        }
+        let (running, waiting) = loads.get(agent);
+        shown.insert("load".into(), json!({ "running": running, "waiting": waiting }));
+        if let Some(until) = loads.paused_until(agent) {
+            shown.insert("paused_until".into(), until.to_string().into());
+        }
+        let size = json!(shown).to_string().len();
+        // An answer that shows no agent would help nobody.
+        if size > room && !agents.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(size);
+        agents.push(shown);
+    }
+    let mut left_out = false;
+    for (shown, agent) in agents.iter_mut().zip(wanted) {
+        let schemas = schemas(&agent.manifest);
+        let size = json!(schemas).to_string().len();
+        if size <= room {
+            room -= size;
+            shown.extend(schemas);
+        } else {
+            left_out = true;
+        }
+    }
+    (agents.into_iter().map(Value::Object).collect(), left_out)
+}
+
+fn note(known: usize, wanted: usize, shown: usize, schemas_left_out: bool) -> Option<String> {
     if known == 0 {
         return Some("no agent is registered yet: the user adds agent files to ./agents, or runs `lattice-mcp init`".into());
     }
     if wanted == 0 {
         return Some(format!("no agent fits; call again without capability and query to see all {known}"));
     }
-    if wanted > LISTED_MAX {
-        return Some(format!("{} more are not shown: narrow the list with capability or query", wanted - LISTED_MAX));
+    if wanted > shown {
+        return Some(format!("{} more are not shown: narrow the list with capability or query", wanted - shown));
     }
     schemas_left_out.then(|| "some schemas are left out: get_agent_schema shows them".into())
 }
@@ -306,6 +326,25 @@ mod tests {
             let text = described(&snapshot(count, &"wörd ".repeat(100)), Size::kib(4));
             assert!(text.chars().count() <= 4096, "{count}: {}", text.chars().count());
             assert!(text.ends_with("more: call list_available_agents."), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_stays_within_its_room_and_says_what_it_leaves_out() {
+        let loads = Loads(HashMap::new());
+        for (count, description, most) in
+            [(1, "x".repeat(90_000), 1), (1000, "does what it is told".to_owned(), 200), (30, "x".repeat(900), 30)]
+        {
+            let mut snapshot = snapshot(count, &description);
+            for agent in snapshot.agents.values_mut() {
+                agent.manifest.input_schema = Some(json!({"type": "object", "description": "y".repeat(400)}));
+            }
+            let wanted: Vec<&Agent> = snapshot.agents.values().collect();
+            let (agents, left_out) = list(&wanted, &loads, 24 << 10);
+            let size = json!(agents).to_string().len();
+            assert!(size <= (24 << 10) + agents.len() + 2, "{count}: {size}");
+            assert!((1..=most).contains(&agents.len()) && (count == 1 || left_out), "{count}: {} agents", agents.len());
+            assert_eq!(note(count, count, agents.len(), left_out).is_some(), count > 1, "{count}");
         }
     }
 

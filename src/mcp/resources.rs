@@ -163,7 +163,7 @@ async fn result(dispatcher: &Dispatcher, id: WorkId) -> Result<(String, Media), 
         let wrong = format!("work {id} is {} and has no result", work.status.label());
         return Err(Problem::new(wrong, "Read work://ID for where it stands; await_work waits for it."));
     };
-    let max = dispatcher.config().results.selection_max;
+    let max = dispatcher.config().results.resource_max;
     let whole = results::whole(&dispatcher.transport().blobs, output, max.get()).await?;
     if whole.truncated {
         let wrong = format!("the result of work {id} has {} bytes, and one read gives at most {max}", whole.total_bytes);

@@ -651,7 +651,7 @@ async fn a_large_result_stands_as_digest_size_and_link() {
         ids.push(id);
     }
     let all = client.call("check_work", json!({"work_ids": ids})).await;
-    assert!(all.to_string().len() < 80_000, "{}", all.to_string().len());
+    assert!(all.to_string().len() < 32_000, "{}", all.to_string().len());
 }
 
 #[tokio::test]
