@@ -319,7 +319,7 @@ pub(super) fn read(response: &Value) -> Result<Said, String> {
 pub(super) fn no_answer(came: &Came) -> Option<String> {
     match came {
         Came::Answered => None,
-        Came::Declined => Some("the user was shown the question and did not answer it; it stays open".into()),
+        Came::Declined => Some("the client was given the question for its user and brought back no answer; it stays open".into()),
         Came::Failed(why) => Some(format!("the user could not be shown the question ({why}); it stays open")),
     }
 }

@@ -154,7 +154,8 @@ impl Server {
 }
 
 fn not_allowed(id: WorkId) -> Problem {
-    let wrong = format!("the question of work {id} is for a person, and the user did not answer it in the form they were shown");
+    let wrong =
+        format!("the question of work {id} is for a person, and the client brought back no answer to the form it was given for them");
     Problem::new(
         wrong,
         &format!("Talk with the user; when they are ready, call answer_work again, or have them run `lattice-mcp work answer {id} TEXT`."),
