@@ -17,6 +17,7 @@ mod events;
 mod faults;
 mod ground;
 mod harness;
+mod hosts;
 mod http;
 mod install;
 mod layers;
