@@ -6,13 +6,13 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::harness::{Lattice, TOKEN};
+use crate::matrix::{Report, Row};
 
 /// How long one agent may take for all scenarios.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -58,32 +58,39 @@ struct Host {
     environment: fn(&Model) -> Vec<(&'static str, String)>,
     /// The agent's last words, out of what it printed.
     words: fn(&str) -> Option<String>,
+    /// What it did over stdio and over HTTP: it runs once, however many ask.
+    ran: [OnceLock<Report>; 2],
 }
 
-const CODEX: Host = Host {
-    name: "codex",
-    how: "",
-    speaks: "2025-06-18",
-    package: "@openai/codex",
-    program: "bin/codex.js",
-    is_script: true,
-    lists_again: false,
-    arguments: &["exec", "--skip-git-repo-check", "--json"],
-    config_path: ".codex/config.toml",
-    // It has this model search for tools.
-    config: |door, model| codex_config("gpt-5.5", door, model),
-    environment: |_| Vec::new(),
-    words: |printed| {
-        let items = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let said = items.rev().find(|event| event["item"]["type"] == "agent_message");
-        said?["item"]["text"].as_str().map(str::to_owned)
-    },
-};
+const fn codex(how: &'static str, config: fn(&Door, &Model) -> String) -> Host {
+    Host {
+        name: "codex",
+        how,
+        speaks: "2025-06-18",
+        package: "@openai/codex",
+        program: "bin/codex.js",
+        is_script: true,
+        lists_again: false,
+        arguments: &["exec", "--skip-git-repo-check", "--json"],
+        config_path: ".codex/config.toml",
+        config,
+        environment: |_| Vec::new(),
+        words: |printed| {
+            let items = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let said = items.rev().find(|event| event["item"]["type"] == "agent_message");
+            said?["item"]["text"].as_str().map(str::to_owned)
+        },
+        ran: [OnceLock::new(), OnceLock::new()],
+    }
+}
+
+/// It has this model search for tools.
+static CODEX: Host = codex("", |door, model| codex_config("gpt-5.5", door, model));
 
 /// It has this model write JavaScript that calls tools.
-const CODEX_IN_CODE: Host = Host { how: ", code mode", config: |door, model| codex_config("gpt-5.6-sol", door, model), ..CODEX };
+static CODEX_IN_CODE: Host = codex("code mode", |door, model| codex_config("gpt-5.6-sol", door, model));
 
-const OPENCODE: Host = Host {
+static OPENCODE: Host = Host {
     name: "opencode",
     how: "",
     speaks: "2025-11-25",
@@ -108,9 +115,10 @@ const OPENCODE: Host = Host {
         let said = events.rev().find(|event| event["type"] == "text");
         said?["part"]["text"].as_str().map(str::to_owned)
     },
+    ran: [OnceLock::new(), OnceLock::new()],
 };
 
-const GEMINI: Host = Host {
+static GEMINI: Host = Host {
     name: "gemini-cli",
     how: "",
     speaks: "2025-06-18",
@@ -123,6 +131,7 @@ const GEMINI: Host = Host {
     config: gemini_config,
     environment: |model| vec![("GEMINI_API_KEY", "none".into()), ("GOOGLE_GEMINI_BASE_URL", format!("http://127.0.0.1:{}", model.port))],
     words: |printed| serde_json::from_str::<Value>(printed).ok()?["response"].as_str().map(str::to_owned),
+    ran: [OnceLock::new(), OnceLock::new()],
 };
 
 fn codex_config(name: &str, door: &Door, model: &Model) -> String {
@@ -203,52 +212,59 @@ enum Door {
     Http(String),
 }
 
-/// What an agent did with the lattice, for a table of clients.
-#[derive(Debug, Serialize)]
-struct Report {
-    /// Its name and exact version.
-    client: String,
-    protocol: &'static str,
-    passed: Vec<String>,
-    /// What it has no way to do, and why.
-    unable: BTreeMap<&'static str, &'static str>,
-}
-
 macro_rules! hosts {
-    ($($name:ident: $host:expr, $door:ident;)*) => {$(
-        #[test]
-        fn $name() {
-            $door(&$host);
-        }
-    )*};
+    ($($host:ident: $stdio:ident, $http:ident;)*) => {
+        $(
+            #[test]
+            fn $stdio() {
+                over_stdio(&$host);
+            }
+
+            #[test]
+            fn $http() {
+                over_http(&$host);
+            }
+        )*
+
+        /// The agents in the order of their rows.
+        static ALL: &[&Host] = &[$(&$host),*];
+    };
 }
 
 hosts! {
-    codex_over_stdio: CODEX, stdio;
-    codex_over_http: CODEX, http;
-    codex_in_code_mode_over_stdio: CODEX_IN_CODE, stdio;
-    opencode_over_stdio: OPENCODE, stdio;
-    opencode_over_http: OPENCODE, http;
-    gemini_cli_over_stdio: GEMINI, stdio;
-    gemini_cli_over_http: GEMINI, http;
+    CODEX: codex_over_stdio, codex_over_http;
+    CODEX_IN_CODE: codex_in_code_mode_over_stdio, codex_in_code_mode_over_http;
+    OPENCODE: opencode_over_stdio, opencode_over_http;
+    GEMINI: gemini_cli_over_stdio, gemini_cli_over_http;
 }
 
-fn stdio(host: &Host) {
-    let lattice = lattice();
-    let heard = lattice.path().join("heard");
-    let mut argv = ["sh", "-c", LISTEN].map(str::to_owned).to_vec();
-    argv.push(heard.display().to_string());
-    argv.extend(lattice.command(&["--stdio"]));
-    orchestrates(host, &lattice, &Door::Stdio(argv));
-    let heard = std::fs::read_to_string(heard).expect("what it said to the program");
-    let hello: Value = serde_json::from_str(heard.lines().next().unwrap_or_default()).expect("its first message");
-    assert_eq!(hello["params"]["protocolVersion"], host.speaks, "{hello}");
+/// The rows of these agents in the table.
+pub(crate) fn rows() -> Vec<Row> {
+    let row = |host: &&'static Host| Row { how: host.how, stdio: over_stdio(host).clone(), http: Some(over_http(host).clone()) };
+    ALL.iter().map(row).collect()
 }
 
-fn http(host: &Host) {
-    let lattice = lattice();
-    let server = lattice.serve();
-    orchestrates(host, &lattice, &Door::Http(server.url.clone()));
+fn over_stdio(host: &'static Host) -> &'static Report {
+    host.ran[0].get_or_init(|| {
+        let lattice = lattice();
+        let heard = lattice.path().join("heard");
+        let mut argv = ["sh", "-c", LISTEN].map(str::to_owned).to_vec();
+        argv.push(heard.display().to_string());
+        argv.extend(lattice.command(&["--stdio"]));
+        let report = orchestrates(host, &lattice, &Door::Stdio(argv));
+        let heard = std::fs::read_to_string(heard).expect("what it said to the program");
+        let hello: Value = serde_json::from_str(heard.lines().next().unwrap_or_default()).expect("its first message");
+        assert_eq!(hello["params"]["protocolVersion"], host.speaks, "{hello}");
+        report
+    })
+}
+
+fn over_http(host: &'static Host) -> &'static Report {
+    host.ran[1].get_or_init(|| {
+        let lattice = lattice();
+        let server = lattice.serve();
+        orchestrates(host, &lattice, &Door::Http(server.url.clone()))
+    })
 }
 
 /// One that has two agents besides the usual ones: `quiet` says nothing for longer than its callers wait, and `herald` brings `late`.
@@ -269,8 +285,7 @@ fn lattice() -> Lattice {
 }
 
 /// Lets an agent play the whole script, and looks at what it said and at what the lattice has kept.
-#[expect(clippy::print_stdout, reason = "the report is the test's output")]
-fn orchestrates(host: &Host, lattice: &Lattice, door: &Door) {
+fn orchestrates(host: &Host, lattice: &Lattice, door: &Door) -> Report {
     let answer = format!("blue-{}", uuid::Uuid::new_v4());
     let mut model = Model::start(&answer);
     let output = run(host, lattice, door, &mut model);
@@ -280,14 +295,13 @@ fn orchestrates(host: &Host, lattice: &Lattice, door: &Door) {
     assert_eq!(report["failed"], Value::Null, "{}", shown());
     assert!(output.status.success(), "{} ended with {}; {}", host.name, output.status, shown());
 
-    let mut unable = BTreeMap::from(UNABLE);
+    let mut unable: BTreeMap<String, String> = UNABLE.map(|(scenario, why)| (scenario.to_owned(), why.to_owned())).into();
     if !host.lists_again {
-        unable.insert("changes", "it lists tools once; it gives work to an agent that came later all the same");
+        unable.insert("changes".into(), "it lists tools once; it gives work to an agent that came later all the same".into());
     }
     let passed = serde_json::from_value(report["passed"].clone()).expect("a list");
-    let told = Report { client: format!("{} {}{}", host.name, version(host), host.how), protocol: host.speaks, passed, unable };
-    println!("{}", json!(told));
-    let does: Vec<&str> = SCENARIOS.into_iter().filter(|scenario| !told.unable.contains_key(scenario)).collect();
+    let told = Report { client: format!("{} {}", host.name, version(host)), protocol: host.speaks.into(), passed, unable };
+    let does: Vec<&str> = SCENARIOS.into_iter().filter(|scenario| !told.unable.contains_key(*scenario)).collect();
     assert_eq!(told.passed, does, "{}", shown());
 
     let words = (host.words)(&printed).unwrap_or_else(|| panic!("no last words; {}", shown()));
@@ -295,6 +309,7 @@ fn orchestrates(host: &Host, lattice: &Lattice, door: &Door) {
     assert!(words.contains(&answer), "the answer is not in the last words: {words}");
     kept(lattice, &answer);
     assert!(!logged.contains("already registered"), "an agent was told of changes that it had seen: {}", end(&logged));
+    told
 }
 
 /// The two works that ran side by side are in the store, settled, of one root, and the answer is in the result of the one that asked.

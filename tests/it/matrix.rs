@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::clients;
+use crate::{clients, hosts};
 
 const BEGINS: &str = "<!-- The tests write this table: UPDATE_GOLDEN=1 ./tests/run matrix -->\n";
 const ENDS: &str = "<!-- The end of the table that the tests write. -->\n";
@@ -100,7 +100,7 @@ fn the_readme_says_what_the_clients_reported() {
     let readme = fs::read_to_string(&file).unwrap();
     let (before, rest) = readme.split_once(BEGINS).expect("the README has a place for the table");
     let (known, after) = rest.split_once(ENDS).expect("the table in the README has an end");
-    let said = format!("\n{}\n", table(&clients::rows()));
+    let said = format!("\n{}\n", table(&clients::rows().into_iter().chain(hosts::rows()).collect::<Vec<Row>>()));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&file, format!("{before}{BEGINS}{said}{ENDS}{after}")).unwrap();
         return;
