@@ -75,6 +75,8 @@ pub(super) struct Rules {
     /// Bound to every interface: any address of this machine is its name. A page on the web can't make a browser send one.
     any_address: bool,
     origins: Vec<Origin>,
+    /// How pages of this very server come.
+    scheme: &'static str,
 }
 
 impl Rules {
@@ -91,7 +93,8 @@ impl Rules {
             let text = entry.trim().trim_end_matches('/');
             Origin::parse(text).ok_or_else(|| Error::Origin(entry.clone()))
         });
-        Ok(Self { hosts, any_address: address.ip().is_unspecified(), origins: origins.collect::<Result<_, _>>()? })
+        let scheme = if config.tls.cert.is_some() { "https" } else { "http" };
+        Ok(Self { hosts, any_address: address.ip().is_unspecified(), origins: origins.collect::<Result<_, _>>()?, scheme })
     }
 
     pub(super) fn host(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -112,7 +115,7 @@ impl Rules {
         let mut given = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = given.next() else { return Ok(None) };
         let text = origin.to_str().unwrap_or("not readable");
-        let own = headers.get(header::HOST).and_then(|host| Origin::parse(&format!("http://{}", host.to_str().ok()?)));
+        let own = headers.get(header::HOST).and_then(|host| Origin::parse(&format!("{}://{}", self.scheme, host.to_str().ok()?)));
         let known = |origin: &Origin| self.origins.contains(origin) || own.as_ref() == Some(origin);
         let known = given.next().is_none() && Origin::parse(text).as_ref().is_some_and(known);
         if known { Ok(Some(origin.clone())) } else { Err(Refusal::origin(&cut(text))) }
