@@ -98,6 +98,7 @@ const VERSION: i64 = 1 + ADDED.len() as i64;
 const BATCH: usize = 512;
 const CALLS_MAX: usize = 1024;
 const GATHER: Duration = Duration::from_millis(100);
+const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// How often a process that hardly ever reads the store takes in what the log says.
 pub const SELDOM: Duration = Duration::from_secs(60);
 const PRUNE_BATCH: u32 = 500;
@@ -290,6 +291,16 @@ impl Runs {
                 db.prepare_cached(&sql)?.exists(params![whose, root.as_str()])
             })
             .await
+    }
+
+    /// Keeps up with the log until cancelled, for a process that seldom does so otherwise.
+    pub async fn follow(&self) {
+        loop {
+            if let Err(error) = self.fold_on().await {
+                tracing::debug!(%error, "cannot keep up with the log now");
+            }
+            tokio::time::sleep(FOLLOW_PAUSE).await;
+        }
     }
 
     async fn fold_on(&self) -> Result<()> {

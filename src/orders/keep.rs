@@ -1,5 +1,7 @@
 //! Looks after orders for as long as a process lives: when something happened to what they wait for, and now and then anyway.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -8,6 +10,9 @@ use super::{Error, Orders, Result};
 use crate::model::map;
 use crate::runs::{self, Waiting};
 use crate::transport;
+
+/// How soon after something came to its hook a process looks whether that is held back.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 impl Orders {
     /// Looks after all that waits in the lattice until cancelled. `own` is for a process that hardly ever reads the run store: it
@@ -21,6 +26,7 @@ impl Orders {
 
     async fn keep_on(&self, own: bool) {
         let mut stirred = self.0.runs.stirred();
+        let mut signal = self.0.transport.queue.signal(&self.0.me.station);
         // What happened while nobody was there comes first.
         let mut all = true;
         let mut looked: Option<Instant> = None;
@@ -33,7 +39,17 @@ impl Orders {
                 Ok(()) | Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
                 Err(error) => tracing::warn!(%error, "could not look after works that wait for others; trying again"),
             }
+            // Whoever hardly ever reads the run store does so for as long as something waits here.
+            let holds_back = own && self.holds_back().await;
+            let read = async {
+                if holds_back {
+                    self.0.runs.follow().await;
+                }
+                signal.changed().await;
+                tokio::time::sleep(LOOK_PAUSE).await;
+            };
             all = tokio::select! {
+                () = read, if own => false,
                 stirred = stirred.changed() => match stirred {
                     Ok(()) => false,
                     Err(_) => return,

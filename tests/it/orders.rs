@@ -71,7 +71,12 @@ impl Scene {
 
     /// Starts a process that runs the agents.
     fn leaf(&self) {
+        self.leaf_with(|_| {});
+    }
+
+    fn leaf_with(&self, change: impl FnOnce(&mut Command)) {
         let mut command = self.command("fleet", "leaf", self.agents.path());
+        change(&mut command);
         self.leaves.lock().unwrap().push(command.arg("leaf").stdin(Stdio::null()).spawn().unwrap());
     }
 
@@ -157,6 +162,7 @@ over_both! {
     what_waits_is_started_by_whoever_is_left
     many_items_are_one_work_whose_parts_run_a_few_at_a_time
     an_order_over_many_items_goes_on_without_whoever_gave_it
+    an_order_over_many_items_keeps_its_pace_without_whoever_gave_it
     items_without_a_result_are_named
     an_order_over_many_items_is_cancelled_with_all_of_them
     orders_that_cannot_be_are_refused_and_say_why
@@ -308,6 +314,17 @@ async fn many_items_are_one_work_whose_parts_run_a_few_at_a_time(scene: &Scene) 
     let work = desk.settled(&waits).await;
     assert_eq!(work["status"], "COMPLETE", "{work}");
     assert!(work["result"][1]["result"].as_str().unwrap().contains("of gate"), "{work}");
+}
+
+async fn an_order_over_many_items_keeps_its_pace_without_whoever_gave_it(scene: &Scene) {
+    scene.agent("part", "", "while [ ! -e gate ]; do sleep 0.02; done; echo \"+ $LATTICE_TASK\" >> parts");
+    // Nothing is looked at only because time has passed.
+    scene.leaf_with(|command| _ = command.env("LATTICE_WORK_RECHECK", "1h"));
+    let desk = scene.desk("first").await;
+    assign(&desk, json!({"agent_name": "part", "task": "{item}", "map": [1, 2, 3, 4, 5, 6], "parallel": 1})).await;
+    kill(desk).await;
+    scene.open();
+    eventually("all items were gone through", async || (scene.lines("parts").len() == 6).then_some(())).await;
 }
 
 async fn an_order_over_many_items_goes_on_without_whoever_gave_it(scene: &Scene) {
