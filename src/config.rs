@@ -17,9 +17,9 @@ use crate::model::size::Size;
 use crate::model::time::Span;
 
 pub use crate::model::retry::Backoff;
+pub(crate) use check::is_trustworthy;
 #[cfg(any(test, fuzzing))]
 pub(crate) use load::of_text;
-pub(crate) use check::is_trustworthy;
 pub use load::{Error, Given, Loaded, Origin, Sources, load, variables};
 pub(crate) use load::{nearest, without_password};
 

@@ -217,12 +217,8 @@ impl Link {
         let (far, opened) = watch::channel(None);
         let (reach, reached) = watch::channel(Reach::Away { since: now(), reason });
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let member = nats::Member {
-            lattice: lattice.id.clone(),
-            station: me.station.clone(),
-            blob_max_age: lattice.storage.blob_max_age.get(),
-            runs_only: setting.runs_only,
-        };
+        let member =
+            nats::Member { lattice: lattice.id.clone(), station: me.station.clone(), blob_max_age: lattice.storage.blob_max_age.get() };
         let place = mesh::Place { station: me.station.clone(), instance: me.instance, forwards };
         let transport = mesh::compose(local, opened, reached, place, tasks.clone(), cancel.clone());
         let way = if lattice.nats.is_embedded() {

@@ -254,7 +254,6 @@ impl Member {
             station: station.clone(),
             settings,
             blob_max_age: Duration::from_secs(86_400),
-            runs_only: false,
             clock: Arc::new(now),
             interruptions: connected.interruptions,
             denials: connected.denials,

@@ -89,12 +89,8 @@ fn agents(session: &Session) -> Vec<Finding> {
 async fn server(session: &Session) -> Vec<Finding> {
     let setting = session.setting();
     let lattice = &setting.config.lattice;
-    let member = Member {
-        lattice: lattice.id.clone(),
-        station: setting.config.station(),
-        blob_max_age: lattice.storage.blob_max_age.get(),
-        runs_only: false,
-    };
+    let member =
+        Member { lattice: lattice.id.clone(), station: setting.config.station(), blob_max_age: lattice.storage.blob_max_age.get() };
     let Some(url) = &lattice.nats.url else {
         return vec![Finding::new("server", Grade::Good, "none: this lattice is one machine's (--nats embedded or --nats URL for more)")];
     };

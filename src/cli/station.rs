@@ -189,7 +189,6 @@ async fn admit(setting: &crate::station::Setting, plan: &Plan, station: &Station
             lattice: lattice.id.clone(),
             station: setting.config.station(),
             blob_max_age: lattice.storage.blob_max_age.get(),
-            runs_only: false,
         };
         while let Err(reason) = nats::provide(&me, &settings, station).await {
             again(reason).await;

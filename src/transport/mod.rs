@@ -297,7 +297,7 @@ pub struct LaneLoad {
 #[async_trait]
 pub trait Queue: Send + Sync {
     /// Puts an item on a station's hook, and `announce` on the log if the item is new; both are durable when it returns,
-    /// and after a crash the item may stand without its record, never the record without its item.
+    /// and after a crash the item may stand without its record, never the record without its item. Pushing it again adds what is missing.
     ///
     /// # Errors
     /// `Full` when `limit` items wait there already; then nothing has happened.

@@ -50,8 +50,6 @@ pub struct Options {
     pub settings: config::Nats,
     /// How long blobs are kept.
     pub blob_max_age: Duration,
-    /// It only runs works: of each it hears what their assigners say, and no other leaf.
-    pub runs_only: bool,
     /// Tells the time, for leases, deadlines and expiry.
     pub clock: Clock,
     /// Counts moments after which something may have been missed.
@@ -134,8 +132,6 @@ pub struct Member {
     pub station: StationId,
     /// How long blobs are kept.
     pub blob_max_age: Duration,
-    /// Whether it runs works and does nothing else.
-    pub runs_only: bool,
 }
 
 impl Member {
@@ -145,7 +141,6 @@ impl Member {
             station: self.station.clone(),
             settings: settings.clone(),
             blob_max_age: self.blob_max_age,
-            runs_only: self.runs_only,
             clock,
             interruptions: connected.interruptions.clone(),
             denials: connected.denials.clone(),

@@ -39,8 +39,6 @@ pub(super) struct Link {
     /// Tells of everything that these credentials may not do.
     pub(super) denials: broadcast::Sender<Denial>,
     pub(super) background: Background,
-    /// Of each work it hears only what its assigner says.
-    pub(super) runs_only: bool,
     pages: OnceCell<Pages>,
 }
 
@@ -99,9 +97,9 @@ impl Fault {
 
 impl Link {
     pub(super) fn new(client: Client, options: &Options, background: Background) -> Arc<Self> {
-        let Options { lattice, station, settings, clock, interruptions, denials, runs_only, .. } = options.clone();
+        let Options { lattice, station, settings, clock, interruptions, denials, .. } = options.clone();
         let (wire, batches, pages) = (Wire::new(lattice), Semaphore::new(BATCHES_MAX), OnceCell::new());
-        Arc::new(Self { client, wire, station, settings, clock, batches, interruptions, denials, background, runs_only, pages })
+        Arc::new(Self { client, wire, station, settings, clock, batches, interruptions, denials, background, pages })
     }
 
     pub(super) fn now(&self) -> Timestamp {

@@ -1,6 +1,5 @@
 //! The log: one stream over the lattice's works and audit events. A place in it is the stream's sequence.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
@@ -17,14 +16,11 @@ use super::link::{Fault, Link};
 use super::stream::{Stored, Stream, Tail};
 use super::stream_config;
 use super::told::Told;
-use crate::transport::{Entry, Error, Filter, Follow, Log, Position, Record, Result, Subject};
+use crate::transport::{Entry, Error, Filter, Follow, Log, Position, Record, Result};
 
 const TRACE_KEY: &[u8] = b"\"trace_id\"";
 /// A larger body is not searched.
 const TRACED_MAX: usize = 64 << 10;
-/// A record as it is published.
-type Message = (String, HeaderMap, Bytes);
-
 /// Names the blob that holds a body which is too large for a message.
 pub(super) const BODY: &str = "Lattice-Body";
 
@@ -52,8 +48,7 @@ pub(super) struct NatsLog {
     link: Arc<Link>,
     stream: Arc<Stream>,
     blobs: Arc<NatsBlobs>,
-    /// What is heard of all works, by filter: of everything, or of what assigners say.
-    told: Arc<Mutex<HashMap<Filter, Arc<Told>>>>,
+    told: Arc<Mutex<Option<Arc<Told>>>>,
 }
 
 impl NatsLog {
@@ -81,7 +76,6 @@ impl NatsLog {
         let (begun, has_begun) = tokio::sync::oneshot::channel();
         tasks.spawn(async move {
             let Ok((subject, headers, body)) = log.message(record).await else { return };
-            let message = (subject.clone(), headers.clone(), body.clone());
             let mut publish = std::pin::pin!(log.stream.publish(&subject, headers, body));
             // The first poll hands it to the connection, which keeps the order.
             let first = futures_util::poll!(publish.as_mut());
@@ -90,36 +84,16 @@ impl NatsLog {
                 std::task::Poll::Ready(published) => published,
                 std::task::Poll::Pending => publish.await,
             };
-            match published {
-                Ok(published) => log.hear_itself(&[message], published.seq).await,
-                Err(fault) => tracing::warn!(%fault, "a record of a taking did not reach the log"),
+            if let Err(fault) = published {
+                tracing::warn!(%fault, "a record of a taking did not reach the log");
             }
         });
         // If it never began there is nothing to wait for.
         let _ = has_begun.await;
     }
 
-    /// Where nobody's leaf is heard, what is said here is heard all the same.
-    async fn hear_itself(&self, messages: &[Message], last: u64) {
-        if !self.link.runs_only {
-            return;
-        }
-        let told = self.told.lock().await.get(&Filter::AllStatus).map(Arc::clone);
-        let Some(told) = told else { return };
-        for (seq, (subject, headers, body)) in ((last + 1).saturating_sub(messages.len() as u64)..).zip(messages) {
-            let work = self.link.wire.parse_record(subject).and_then(|(subject, _)| match subject {
-                Subject::Response(id) => Some(id),
-                Subject::Status(_) | Subject::Audit { .. } => None,
-            });
-            if let Some(work) = work {
-                let headers = headers.get(BODY).is_some().then(|| Arc::new(headers.clone()));
-                told.hear(work, Stored { seq, subject: subject.clone(), headers, body: body.clone() });
-            }
-        }
-    }
-
     /// A record as a message.
-    async fn message(&self, record: Record) -> Result<Message> {
+    async fn message(&self, record: Record) -> Result<(String, HeaderMap, Bytes)> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", Uuid::new_v4().simple().to_string().as_str());
         carry_trace(&mut headers, &record.body);
@@ -164,22 +138,20 @@ impl NatsLog {
                 return self.stream.tail(wide, told, after.0, false).await;
             }
         };
-        Ok(self.stream.tail_beside(wide, self.told(work.is_some()).await?, work, after.0))
+        Ok(self.stream.tail_beside(wide, self.told().await?, work, after.0))
     }
 
-    /// What the server says again of works. One subscription for each work would cost it more than the work itself; and whoever runs
-    /// a work says itself whatever a leaf says of it.
-    async fn told(&self, of_one: bool) -> Result<Arc<Told>> {
-        let filter = if of_one && self.link.runs_only { Filter::AllStatus } else { Filter::AllWork };
-        let mut all = self.told.lock().await;
-        if let Some(told) = all.get(&filter).filter(|told| !told.is_over()) {
+    /// What the server says again of works. One subscription for each work would cost it more than the work itself.
+    async fn told(&self) -> Result<Arc<Told>> {
+        let mut told = self.told.lock().await;
+        if let Some(told) = told.as_ref().filter(|told| !told.is_over()) {
             return Ok(Arc::clone(told));
         }
         let wire = &self.link.wire;
-        let said = self.link.client.subscribe(wire.told(&wire.filter(filter))).await;
+        let said = self.link.client.subscribe(wire.told(&wire.filter(Filter::AllWork))).await;
         let said = said.map_err(|error| self.stream.explain(Fault::Silent(error.to_string())))?;
         let new = Arc::new(Told::new(said, self.stream.name.clone(), &self.link));
-        all.insert(filter, Arc::clone(&new));
+        *told = Some(Arc::clone(&new));
         Ok(new)
     }
 
@@ -198,14 +170,12 @@ impl Log for NatsLog {
         let published = match messages.len() {
             0 => return self.head().await,
             1 => {
-                let (subject, headers, body) = messages[0].clone();
+                let (subject, headers, body) = messages.remove(0);
                 self.stream.publish(&subject, headers, body).await
             }
-            _ => self.stream.publish_all(messages.clone()).await,
+            _ => self.stream.publish_all(messages).await,
         };
-        let last = published.map_err(|fault| self.stream.explain(fault))?.seq;
-        self.hear_itself(&messages, last).await;
-        Ok(Position(last))
+        Ok(Position(published.map_err(|fault| self.stream.explain(fault))?.seq))
     }
 
     async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>> {
@@ -235,7 +205,7 @@ impl Log for NatsLog {
 
     async fn lately(&self, filter: Filter) -> Result<Option<(Vec<Entry>, Box<dyn Follow>)>> {
         let Filter::Work(id) = filter else { return Ok(None) };
-        let (stored, tail) = self.stream.tail_lately(self.link.wire.filter(filter), self.told(true).await?, id);
+        let (stored, tail) = self.stream.tail_lately(self.link.wire.filter(filter), self.told().await?, id);
         let entries = self.entries(stored, filter).await?;
         Ok(Some((entries, Box::new(Follower { tail, log: self.clone(), filter, unread: Vec::new() }))))
     }

@@ -23,7 +23,7 @@ use super::stream::{Stored, Stream, Tail};
 use super::stream_config;
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{Delivery, Error, Item, LaneLoad, Log, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
+use crate::transport::{Delivery, Error, Filter, Item, LaneLoad, Log, Position, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
 
 /// The header that says what an item is.
 const ITEM: &str = "Lattice-Item";
@@ -44,6 +44,9 @@ const SNAPSHOT_ITEMS_MAX: usize = 5_000;
 const DEAD_MAX: usize = 256;
 /// How many of them may stand between items that live.
 const SCATTERED_MAX: usize = 2_048;
+/// How often, and for how long, an order is put on the log again that its hook has.
+const ANNOUNCE_PAUSE: Duration = Duration::from_secs(1);
+const ANNOUNCE_MAX: Duration = Duration::from_secs(3600);
 const TROUBLE_PAUSE: Duration = Duration::from_millis(250);
 /// How long somebody who is connected again needs to say that what it holds is held.
 const HOLD_AGAIN: Duration = Duration::from_secs(1);
@@ -91,8 +94,23 @@ enum Ask {
     Release(Delivery, Timestamp, Option<Timestamp>, Reply<bool>),
     Wake(WorkId, Option<Timestamp>, Reply<bool>),
     Remove(WorkId, Reply<bool>),
+    Knows(WorkId, Reply<bool>),
     Pause(String, Timestamp, Reply<()>),
     Load(Reply<Vec<LaneLoad>>),
+}
+
+/// An item on its way to its stream, for which room is kept until it is there or given up.
+struct Coming<'a> {
+    queue: &'a NatsQueue,
+    station: &'a StationId,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        let asks = self.queue.handle(self.station).asks;
+        // Whoever gives up cannot wait.
+        self.queue.0.tasks.spawn(async move { _ = asks.send(Ask::Abandoned).await });
+    }
 }
 
 /// There is room for the item: the caller publishes it to this stream.
@@ -202,6 +220,43 @@ impl NatsQueue {
         self.0.log.append(records).await.map(|_| ())
     }
 
+    /// The hook has the item already; whoever pushed it may not have come to say so on the log.
+    async fn known(&self, id: WorkId, announce: Option<Record>) -> Result<Pushed> {
+        if announce.is_some() && self.0.log.read(Filter::Work(id), Position::default(), 1).await?.is_empty() {
+            self.append(announce.into_iter().collect()).await?;
+        }
+        Ok(Pushed::Known)
+    }
+
+    /// Says on the log, as soon as that can be done, what the hook has: until then nobody finds the work. Saying it twice changes
+    /// nothing.
+    fn announce_later(&self, station: &StationId, id: WorkId, announce: Option<Record>) {
+        let Some(record) = announce else { return };
+        let (queue, station) = (Self(Arc::clone(&self.0)), station.clone());
+        let cancel = self.0.cancel.clone();
+        let saying = async move {
+            let until = Instant::now() + ANNOUNCE_MAX;
+            while Instant::now() < until {
+                tokio::time::sleep(ANNOUNCE_PAUSE).await;
+                let done = match queue.ask(&station, |reply| Ask::Knows(id, reply)).await {
+                    Ok(true) => queue.known(id, Some(record.clone())).await.map(|_| ()),
+                    other => other.map(|_| ()),
+                };
+                match done {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(work_id = %id, %error, "an order cannot be put on the log yet"),
+                }
+            }
+            tracing::warn!(work_id = %id, "an order that its hook has could not be put on the log");
+        };
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = saying => {}
+            }
+        });
+    }
+
     /// Looks after hooks that hold items although nobody here has asked for them, now and then and beside everything else.
     fn discover_soon(&self) {
         {
@@ -257,8 +312,9 @@ impl Queue for NatsQueue {
         let (turn, lane, held_back) = (item.turn.clone(), item.lane.as_str().into(), item.held_back);
         let label = Label { id: item.id, turn, deadline: item.deadline, lane, held_back };
         let Some(Ready(stream, item)) = self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? else {
-            return Ok(Pushed::Known);
+            return self.known(label.id, announce).await;
         };
+        let coming = Coming { queue: self, station };
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", item.id.to_string().as_str());
         headers.insert(ITEM, label.to_header().as_str());
@@ -268,27 +324,30 @@ impl Queue for NatsQueue {
         }
         carry_trace(&mut headers, &item.body);
         let subject = self.0.link.wire.assign(station);
-        let published = match self.0.blobs.pack(&mut headers, item.body.clone()).await {
-            Ok(body) => stream.publish(&subject, headers, body).await.map_err(|fault| stream.explain(fault)),
-            Err(error) => Err(error),
-        };
-        let handle = self.handle(station);
+        let body = self.0.blobs.pack(&mut headers, item.body.clone()).await?;
+        let published = stream.publish(&subject, headers, body).await.map_err(|fault| stream.explain(fault));
         match published {
-            Ok(published) if published.duplicate => {
-                let _ = handle.asks.send(Ask::Abandoned).await;
-                Ok(Pushed::Known)
-            }
+            Ok(published) if published.duplicate => self.known(item.id, announce).await,
             Ok(published) => {
-                let _ = handle.asks.send(Ask::Pushed(published.seq, label, item.body)).await;
-                match self.append(announce.into_iter().collect()).await {
+                let _ = self.handle(station).asks.send(Ask::Pushed(published.seq, label, item.body)).await;
+                std::mem::forget(coming);
+                match self.append(announce.iter().cloned().collect()).await {
                     Ok(()) => Ok(Pushed::New),
                     // The hook has it: whoever takes this for "nothing was done" would make a second one.
-                    Err(Error::Unreachable(reason)) => Err(Error::Unanswered(reason)),
-                    Err(error) => Err(error),
+                    Err(Error::Unreachable(reason) | Error::Unanswered(reason) | Error::Denied(reason)) => {
+                        self.announce_later(station, item.id, announce);
+                        Err(Error::Unanswered(reason))
+                    }
+                    Err(error) => {
+                        self.announce_later(station, item.id, announce);
+                        Err(error)
+                    }
                 }
             }
             Err(error) => {
-                let _ = handle.asks.send(Ask::Abandoned).await;
+                if matches!(error, Error::Unanswered(_)) {
+                    self.announce_later(station, item.id, announce);
+                }
                 Err(error)
             }
         }
@@ -886,6 +945,7 @@ impl Draft {
                 }
                 Answer::Nothing
             }
+            Ask::Knows(id, _) => Answer::Is(hook.knows(*id)),
             Ask::Load(_) => Answer::Load(hook.load(now)),
         }
     }
@@ -896,7 +956,7 @@ impl Ask {
     fn wants_news(&self, hook: &Hook) -> bool {
         match self {
             Self::Push(item, limit, _) => !hook.knows(item.id) && hook.waiting() >= *limit as usize,
-            Self::Wake(id, ..) | Self::Remove(id, _) => !hook.knows(*id),
+            Self::Wake(id, ..) | Self::Remove(id, _) | Self::Knows(id, _) => !hook.knows(*id),
             Self::Settle(delivery, _) | Self::Holds(delivery, _) | Self::Release(delivery, ..) => hook.of(delivery).is_none(),
             Self::Extend(held, ..) => held.iter().any(|delivery| hook.of(delivery).is_none()),
             Self::Load(_) | Self::Pause(..) => true,
@@ -917,7 +977,12 @@ impl Ask {
             (Self::Expired(.., reply), Answer::Grants(grants, _)) => _ = reply.send(Ok(grants)),
             (Self::Extend(.., reply), Answer::Lost(lost)) => _ = reply.send(Ok(lost)),
             (
-                Self::Holds(_, reply) | Self::Settle(_, reply) | Self::Release(.., reply) | Self::Wake(.., reply) | Self::Remove(_, reply),
+                Self::Holds(_, reply)
+                | Self::Settle(_, reply)
+                | Self::Release(.., reply)
+                | Self::Wake(.., reply)
+                | Self::Remove(_, reply)
+                | Self::Knows(_, reply),
                 Answer::Is(is),
             ) => _ = reply.send(Ok(is)),
             (Self::Pause(.., reply), _) => _ = reply.send(Ok(())),
@@ -933,7 +998,12 @@ impl Ask {
             Self::Take(_, reply) => _ = reply.send(Err(error)),
             Self::Expired(.., reply) => _ = reply.send(Err(error)),
             Self::Extend(.., reply) => _ = reply.send(Err(error)),
-            Self::Holds(_, reply) | Self::Settle(_, reply) | Self::Release(.., reply) | Self::Wake(.., reply) | Self::Remove(_, reply) => {
+            Self::Holds(_, reply)
+            | Self::Settle(_, reply)
+            | Self::Release(.., reply)
+            | Self::Wake(.., reply)
+            | Self::Remove(_, reply)
+            | Self::Knows(_, reply) => {
                 _ = reply.send(Err(error));
             }
             Self::Pause(.., reply) => _ = reply.send(Err(error)),

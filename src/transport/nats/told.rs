@@ -105,11 +105,6 @@ impl Told {
         (lock(&self.0).lately.works.get(&work).cloned().unwrap_or_default(), heard)
     }
 
-    /// Hands on what was said by whoever listens here.
-    pub(super) fn hear(&self, work: WorkId, stored: Stored) {
-        lock(&self.0).hand_on(Some(work), stored);
-    }
-
     /// Whether nothing comes any more.
     pub(super) fn is_over(&self) -> bool {
         lock(&self.0).over

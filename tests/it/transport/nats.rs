@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lattice_mcp::model::time::Timestamp;
-use lattice_mcp::transport::Transport;
 use lattice_mcp::transport::nats::{Nats, Options};
+use lattice_mcp::transport::{Filter, Pushed, Transport};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::Fixture;
 use crate::nats_server::NatsServer;
 
 /// A server, and handles on one lattice of it.
@@ -45,7 +46,6 @@ async fn open(port: u16, clock: &Arc<AtomicI64>) -> Nats {
         station: "here".parse().unwrap(),
         settings: lattice_mcp::config::Nats::default(),
         blob_max_age: Duration::from_secs(86400),
-        runs_only: false,
         clock: Arc::new(move || Timestamp::from_millis(clock.load(Ordering::SeqCst))),
         interruptions,
         denials: tokio::sync::broadcast::Sender::new(16),
@@ -98,5 +98,20 @@ impl super::Fixture for Server {
         self.server.revive();
         self.first = open(self.server.port(), &self.clock).await;
         self.first.transport()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_pusher_did_not_come_to_say_is_said_by_whoever_pushes_again() {
+    let server = Server::start().await;
+    let transport = server.transport();
+    let (station, id) = (super::station("there"), super::work());
+    let item = super::item(id, "lane", 0, server.now());
+    assert_eq!(transport.queue.push(&station, item.clone(), 10, None).await.unwrap(), Pushed::New);
+    for _ in 0..2 {
+        let record = super::status(id, "assigned");
+        assert_eq!(transport.queue.push(&station, item.clone(), 10, Some(record)).await.unwrap(), Pushed::Known);
+        let entries = super::everything(&transport, Filter::Work(id)).await;
+        assert_eq!(super::bodies(&entries), ["assigned"], "once, and not twice");
     }
 }
