@@ -156,8 +156,10 @@ pub struct Work {
     pub queue_timeout: Option<Span>,
     /// How many works run at once in one process.
     pub max_parallel: u32,
-    /// How many works may wait on a station's hook.
+    /// How many works that may start can wait on a station's hook.
     pub queue_size: u32,
+    /// How many more may wait there for other works, or for their own items.
+    pub held_back_max: u32,
     /// How many bytes a task and its context may have together.
     pub input_max: Size,
     /// Progress of a work is merged to at most this many events a second.
@@ -203,6 +205,7 @@ impl Default for Work {
             queue_timeout: None,
             max_parallel: 10,
             queue_size: 100,
+            held_back_max: 1000,
             input_max: Size::mib(8),
             progress_per_second: 20,
             progress_interval: Span::secs(5),
@@ -351,7 +354,7 @@ pub struct Nats {
     pub log_max_bytes: Size,
     /// How much all large inputs and results may take.
     pub blob_max_bytes: Size,
-    /// A larger message travels as a blob. Times `work.queue_size` this bounds a station's hook.
+    /// A larger message travels as a blob. Times `work.queue_size` and `work.held_back_max` this bounds a station's hook.
     pub body_inline_max: Size,
     /// How long one try to connect may take.
     pub connect_timeout: Span,

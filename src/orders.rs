@@ -98,7 +98,8 @@ impl Orders {
         Self(Arc::new(Inner { transport, works, runs, me, config }))
     }
 
-    /// Puts a work on its station's hook; durable when it returns. What waits for other works is held back there.
+    /// Puts a work on its station's hook; durable when it returns. What waits for other works, its own items among them, is held back
+    /// there.
     ///
     /// # Errors
     /// The transport's; `Full` when the hook is.
@@ -113,10 +114,12 @@ impl Orders {
             lane,
             turn: Turn::new(order.originating_station.as_str(), order.priority, order.assigned_at, self.0.config.lattice.work.ageing.get()),
             deadline,
-            held_back,
+            held_back: held_back || order.map.is_some(),
             body: Bytes::from(serde_json::to_vec(&order).unwrap_or_default()),
         };
-        let (station, limit) = (order.target_station.clone(), self.0.config.lattice.work.queue_size);
+        let limits = &self.0.config.lattice.work;
+        let limit = if item.held_back { limits.held_back_max } else { limits.queue_size };
+        let station = order.target_station.clone();
         let event = Event {
             work_id: order.work_id,
             run_id: order.orchestrator_run_id.clone(),

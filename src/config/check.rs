@@ -34,6 +34,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         (work.queue_timeout == Some(zero), "lattice.work.queue_timeout", "a duration above 0s".to_owned()),
         counted(work.max_parallel, "lattice.work.max_parallel"),
         counted(work.queue_size, "lattice.work.queue_size"),
+        counted(work.held_back_max, "lattice.work.held_back_max"),
         at_least(work.input_max, Size::kib(1), "lattice.work.input_max"),
         counted(work.progress_per_second, "lattice.work.progress_per_second"),
         (work.progress_interval < Span::millis(100), "lattice.work.progress_interval", "a duration of at least 100ms".to_owned()),

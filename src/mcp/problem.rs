@@ -101,8 +101,16 @@ impl From<results::Error> for Problem {
 impl From<transport::Error> for Problem {
     fn from(error: transport::Error) -> Self {
         match error {
-            transport::Error::Full { .. } => {
-                Self::new(error, "Wait until some of them are done (await_work), then assign again; nothing was assigned now.")
+            transport::Error::Full { waits, .. } => {
+                let key = match waits {
+                    transport::Waits::ToStart => "queue_size",
+                    transport::Waits::HeldBack => "held_back_max",
+                };
+                let next = format!(
+                    "Wait until some of them are done (await_work), then assign again; nothing was assigned now. The limit is \
+                     lattice.work.{key}."
+                );
+                Self::new(error, &next)
             }
             transport::Error::Unreachable(_) => Self::new(
                 error,
@@ -276,7 +284,7 @@ mod tests {
             Error::Unreadable("the items are gone".into()),
             Error::Id("a.b".parse::<AgentName>().unwrap_err()),
             Error::Id("x".parse::<crate::model::id::WorkId>().unwrap_err()),
-            Error::Transport(transport::Error::Full { station: "s".parse().unwrap(), limit: 100 }),
+            Error::Transport(transport::Error::Full { station: "s".parse().unwrap(), limit: 100, waits: transport::Waits::HeldBack }),
             Error::Transport(transport::Error::Closed),
             Error::Transport(transport::Error::NoBlob("ab".into())),
         ];

@@ -65,16 +65,43 @@ impl Transport {
     }
 }
 
+/// What the items of a hook wait for: each kind has a limit of its own, so that neither keeps the other out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// Their turn.
+    ToStart,
+    /// Somebody who wakes them.
+    HeldBack,
+}
+
+impl Waits {
+    /// What an item that is pushed will wait for.
+    pub fn of(item: &Item) -> Self {
+        if item.held_back { Self::HeldBack } else { Self::ToStart }
+    }
+}
+
+impl std::fmt::Display for Waits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ToStart => "wait there",
+            Self::HeldBack => "wait there for others",
+        })
+    }
+}
+
 /// Why a primitive did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The hook holds as much waiting work as it may.
-    #[error("the hook of station {station} is full: {limit} works wait there")]
+    #[error("the hook of station {station} is full: {limit} works {waits}")]
     Full {
         /// Whose hook.
         station: StationId,
         /// How many may wait.
         limit: u32,
+        /// What they wait for.
+        waits: Waits,
     },
     /// The row is not at the expected revision.
     #[error("{bucket}/{key} was changed by somebody else")]
@@ -300,7 +327,7 @@ pub trait Queue: Send + Sync {
     /// and after a crash the item may stand without its record, never the record without its item. Pushing it again adds what is missing.
     ///
     /// # Errors
-    /// `Full` when `limit` items wait there already; then nothing has happened.
+    /// `Full` when `limit` items wait there already for what this one waits for; then nothing has happened.
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed>;
 
     /// Takes the free items of the wanted lanes whose turn it is, at most as many as there is room for, and appends what `accept`

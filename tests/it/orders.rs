@@ -163,6 +163,7 @@ over_both! {
     many_items_are_one_work_whose_parts_run_a_few_at_a_time
     an_order_over_many_items_goes_on_without_whoever_gave_it
     an_order_over_many_items_keeps_its_pace_without_whoever_gave_it
+    those_who_wait_for_an_order_over_many_items_do_not_keep_its_items_out
     items_without_a_result_are_named
     an_order_over_many_items_is_cancelled_with_all_of_them
     orders_that_cannot_be_are_refused_and_say_why
@@ -349,6 +350,28 @@ async fn an_order_over_many_items_goes_on_without_whoever_gave_it(scene: &Scene)
     let began = scene.lines("parts").iter().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(began.iter().collect::<BTreeSet<_>>().len(), 40);
     assert!(began.len() <= 42, "only the two that were cut off began again: {}", began.len());
+}
+
+async fn those_who_wait_for_an_order_over_many_items_do_not_keep_its_items_out(scene: &Scene) {
+    scene.leaf();
+    let limits = |command: &mut Command| _ = command.env("LATTICE_WORK_QUEUE_SIZE", "2").env("LATTICE_WORK_HELD_BACK_MAX", "5");
+    let desk = scene.desk_with("desk", limits).await;
+    let order = json!({"agent_name": "gated", "task": "{item}", "map": ["a", "b", "c", "d"], "parallel": 1});
+    let map = assign(&desk, order).await;
+    let waits = |task: &str| json!({"agent_name": "upper", "task": task, "after": [map]});
+    let mut last = String::new();
+    for n in 0..4 {
+        last = assign(&desk, waits(&n.to_string())).await;
+    }
+    // The order and those that wait for it are as many as may wait there.
+    let refused = desk.refusal("assign_work", waits("one too many")).await;
+    assert!(refused.contains("5 works wait there for others") && refused.contains("lattice.work.held_back_max"), "{refused}");
+    // What waits for nothing has its place all the same.
+    let now = desk.assign("upper", "now").await;
+    assert_eq!(desk.settled(&now).await["status"], "COMPLETE");
+    scene.open();
+    assert_eq!(desk.settled(&map).await["status"], "COMPLETE");
+    assert_eq!(desk.settled(&last).await["status"], "COMPLETE");
 }
 
 async fn items_without_a_result_are_named(scene: &Scene) {

@@ -169,6 +169,7 @@ macro_rules! contract {
                     pushing_again_changes_nothing
                     a_full_hook_refuses_and_nothing_has_happened
                     held_items_do_not_fill_a_hook
+                    what_is_held_back_takes_no_room_from_what_may_start
                     a_push_announces_once
                     each_item_is_taken_once
                     a_held_item_is_not_given_to_others

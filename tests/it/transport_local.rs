@@ -70,7 +70,7 @@ async fn a_newer_store_is_left_alone() {
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 7000).unwrap();
     let before = fs::read(&file).unwrap();
     let error = refusal(dir.path());
-    assert!(error.contains("version 7000") && error.contains("versions up to 2") && error.contains("newer program"), "{error}");
+    assert!(error.contains("version 7000") && error.contains("versions up to 3") && error.contains("newer program"), "{error}");
     assert!(fs::read(&file).unwrap() == before, "the file was changed");
 }
 

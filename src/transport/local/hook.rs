@@ -1,7 +1,7 @@
 //! The steps of the hooks' transactions.
 //!
-//! An item is ready, delayed until it is due, held until it is due, or parked because its deadline has passed. `attempt` counts its
-//! takings; while `holder` is set, the delivery of that attempt is good, also after the lease has lapsed and until somebody else takes it.
+//! An item is ready, delayed until it is due, held until it is due, parked because its deadline has passed, or held back until somebody
+//! wakes it. `attempt` counts its takings; while `holder` is set, the delivery of that attempt is good, also after the lease has lapsed and until somebody else takes it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,12 +14,13 @@ use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
 use crate::model::turn::{self, Head};
-use crate::transport::{Delivery, Error, Item, Pushed, Record, Take, Taken, Want};
+use crate::transport::{Delivery, Error, Item, Pushed, Record, Take, Taken, Waits, Want};
 
 const READY: i64 = 0;
 const DELAYED: i64 = 1;
 const HELD: i64 = 2;
 const PARKED: i64 = 3;
+const HELD_BACK: i64 = 4;
 
 /// An item as a step finds it.
 struct Found {
@@ -58,8 +59,9 @@ fn find_held(batch: &mut Batch<'_>, delivery: &Delivery) -> rusqlite::Result<Opt
 /// Keeps the counters right when an item goes from one state to another, or away.
 fn count(batch: &mut Batch<'_>, hook: i64, lane: i64, from: Option<i64>, to: Option<i64>) {
     let waiting = |state: Option<i64>| i64::from(state.is_some_and(|state| state != HELD));
-    let held = |state: Option<i64>| i64::from(state == Some(HELD));
-    batch.count(hook, lane, waiting(to) - waiting(from), held(to) - held(from));
+    let is = |state: Option<i64>, what: i64| i64::from(state == Some(what));
+    batch.count(hook, lane, waiting(to) - waiting(from), is(to, HELD) - is(from, HELD));
+    batch.count_held_back(hook, is(to, HELD_BACK) - is(from, HELD_BACK));
 }
 
 fn delete(batch: &mut Batch<'_>, hook: i64, item: &Found) -> rusqlite::Result<()> {
@@ -71,10 +73,11 @@ fn delete(batch: &mut Batch<'_>, hook: i64, item: &Found) -> rusqlite::Result<()
 
 pub(super) fn push(batch: &mut Batch<'_>, station: &StationId, item: &Item, limit: u32, announce: Option<&Record>) -> Step<Pushed> {
     let hook = batch.hook_made(station)?;
-    if batch.waiting(hook)? >= i64::from(limit) {
+    let waits = Waits::of(item);
+    if batch.waiting(hook, waits)? >= i64::from(limit) {
         return match find(batch, hook, item.id)? {
             Some(_) => Ok(Pushed::Known),
-            None => Err(Failure::Refused(Error::Full { station: station.clone(), limit })),
+            None => Err(Failure::Refused(Error::Full { station: station.clone(), limit, waits })),
         };
     }
     let lane = batch.lane_made(hook, &item.lane)?;
@@ -85,7 +88,7 @@ pub(super) fn push(batch: &mut Batch<'_>, station: &StationId, item: &Item, limi
     let (deadline, turn) = (item.deadline.as_millis(), &item.turn);
     // Whose clock is ahead has not waited less than nothing.
     let since = turn.since.min(batch.now).as_millis();
-    let (state, due) = if item.held_back { (DELAYED, Some(deadline)) } else { (READY, None) };
+    let (state, due) = if item.held_back { (HELD_BACK, Some(deadline)) } else { (READY, None) };
     let (origin, urgency) = (&*turn.origin, turn.urgency);
     let row = params![item.id.as_bytes(), hook, lane, turn.priority, state, due, deadline, origin, urgency, since];
     if insert.execute(row)? == 0 {

@@ -64,7 +64,7 @@ impl Queue for LocalQueue {
         // What is held beyond its lease waits in fact, though nobody has come by to say so.
         const SQL: &str = "SELECT name, waiting, held, (SELECT count(*) FROM item WHERE lane = lane.id AND due <= ?2 AND state = 2),
             CASE WHEN paused > ?2 THEN paused END,
-            (SELECT count(*) FROM item WHERE lane = lane.id AND due = deadline AND state = 1)
+            (SELECT count(*) FROM item WHERE lane = lane.id AND due = deadline AND state = 4)
             FROM lane WHERE hook = (SELECT id FROM hook WHERE station = ?1) AND (waiting + held > 0 OR paused > ?2) ORDER BY name";
         let station = station.clone();
         let now = self.0.now().as_millis();

@@ -73,6 +73,12 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE served (hook INTEGER NOT NULL, origin TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (hook, origin)) WITHOUT ROWID;
     CREATE TABLE start (lane INTEGER NOT NULL, second INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (lane, second)) WITHOUT ROWID;
 ",
+    "
+    ALTER TABLE hook ADD COLUMN held_back INTEGER NOT NULL DEFAULT 0;
+    UPDATE item SET state = 4, due = deadline WHERE state = 1 AND attempt = 0 AND due = deadline
+        OR state = 0 AND lane IN (SELECT id FROM lane WHERE name = '*map');
+    UPDATE hook SET held_back = (SELECT count(*) FROM item WHERE item.hook = hook.id AND item.state = 4);
+",
 ];
 
 /// The file of a store, and what its errors mean.

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Shared;
 use crate::model::id::StationId;
 use crate::model::time::Timestamp;
-use crate::transport::{Bucket, Entry, Error, Position, Record, Result, Subject};
+use crate::transport::{Bucket, Entry, Error, Position, Record, Result, Subject, Waits};
 
 /// How many requests may wait for the writer.
 pub(super) const WAITING_MAX: usize = 4096;
@@ -88,8 +88,10 @@ struct Ids {
 #[derive(Default)]
 struct HookDelta {
     station: Option<StationId>,
-    waiting_before: Option<i64>,
+    /// How many waited and were held back before this transaction.
+    before: Option<(i64, i64)>,
     waiting: i64,
+    held_back: i64,
     raised: bool,
 }
 
@@ -206,19 +208,28 @@ impl<'a> Batch<'a> {
         Ok(id)
     }
 
-    /// How many items wait on a hook, as of this request.
-    pub(super) fn waiting(&mut self, hook: i64) -> rusqlite::Result<i64> {
+    /// How many items of a hook wait for this, as of this request.
+    pub(super) fn waiting(&mut self, hook: i64, waits: Waits) -> rusqlite::Result<i64> {
         let delta = self.hooks.entry(hook).or_default();
-        let before = match delta.waiting_before {
+        let (waiting, held_back) = match delta.before {
             Some(before) => before,
             None => {
-                let mut query = self.conn.prepare_cached("SELECT waiting FROM hook WHERE id = ?1")?;
-                let before = query.query_row([hook], |row| row.get(0))?;
-                delta.waiting_before = Some(before);
+                let mut query = self.conn.prepare_cached("SELECT waiting, held_back FROM hook WHERE id = ?1")?;
+                let before = query.query_row([hook], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                delta.before = Some(before);
                 before
             }
         };
-        Ok(before + delta.waiting)
+        let held_back = held_back + delta.held_back;
+        Ok(match waits {
+            Waits::HeldBack => held_back,
+            Waits::ToStart => waiting + delta.waiting - held_back,
+        })
+    }
+
+    /// Counts items that wait until somebody wakes them in or out of a hook.
+    pub(super) fn count_held_back(&mut self, hook: i64, held_back: i64) {
+        self.hooks.entry(hook).or_default().held_back += held_back;
     }
 
     /// Counts items in or out of a lane.
@@ -251,11 +262,11 @@ impl<'a> Batch<'a> {
     fn flush(self) -> rusqlite::Result<Committed> {
         let mut raised = Vec::new();
         for (id, delta) in self.hooks {
-            if delta.raised || delta.waiting != 0 {
-                let mut update = self
-                    .conn
-                    .prepare_cached("UPDATE hook SET waiting = waiting + ?2, raised = raised + ?3 WHERE id = ?1 RETURNING raised")?;
-                let count = update.query_row(params![id, delta.waiting, delta.raised], |row| row.get(0))?;
+            if delta.raised || delta.waiting != 0 || delta.held_back != 0 {
+                let mut update = self.conn.prepare_cached(
+                    "UPDATE hook SET waiting = waiting + ?2, raised = raised + ?3, held_back = held_back + ?4 WHERE id = ?1 RETURNING raised",
+                )?;
+                let count = update.query_row(params![id, delta.waiting, delta.raised, delta.held_back], |row| row.get(0))?;
                 raised.extend(delta.station.filter(|_| delta.raised).map(|station| (station, count)));
             }
         }

@@ -14,7 +14,7 @@ use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
 use crate::model::turn::{Lines, Turn};
-use crate::transport::{Delivery, LaneLoad, Want};
+use crate::transport::{Delivery, LaneLoad, Waits, Want};
 
 /// The version of the operations' form, and the one of those that know of no pause.
 const VERSION: u32 = 2;
@@ -160,6 +160,13 @@ pub(super) struct Slot {
     body: Option<Bytes>,
 }
 
+impl Slot {
+    /// Whether it waits until somebody wakes it.
+    fn is_held_back(&self) -> bool {
+        self.attempt == 0 && self.state == State::Free(Some(self.label.deadline))
+    }
+}
+
 /// What a taker gets; the body is missing where it is not at hand.
 #[derive(Debug, Clone)]
 pub(super) struct Grant {
@@ -204,6 +211,7 @@ pub(super) struct Hook {
     timers: BTreeSet<(Timestamp, u64)>,
     deadlines: BTreeSet<(Timestamp, u64)>,
     held: usize,
+    held_back: usize,
     bodies: usize,
     /// The sequence of the last operation that was folded.
     pub(super) last_op: u64,
@@ -231,6 +239,7 @@ impl Hook {
             timers: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             held: 0,
+            held_back: 0,
             bodies: 0,
             last_op: 0,
             newer: None,
@@ -244,9 +253,12 @@ impl Hook {
         self.by_id.contains_key(&id)
     }
 
-    /// How many items nobody holds.
-    pub(super) fn waiting(&self) -> usize {
-        self.slots.len() - self.held
+    /// How many items wait for this.
+    pub(super) fn waiting(&self, waits: Waits) -> usize {
+        match waits {
+            Waits::HeldBack => self.held_back,
+            Waits::ToStart => self.slots.len() - self.held - self.held_back,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -309,6 +321,7 @@ impl Hook {
             self.by_id.remove(&slot.label.id);
             self.deadlines.remove(&(slot.label.deadline, seq));
             self.bodies -= slot.body.as_ref().map_or(0, Bytes::len);
+            self.held_back -= usize::from(slot.is_held_back());
             match slot.state {
                 State::Free(Some(due)) => _ = self.timers.remove(&(due, seq)),
                 State::Free(None) => {}
@@ -323,6 +336,7 @@ impl Hook {
             self.by_id.insert(slot.label.id, seq);
             self.deadlines.insert((slot.label.deadline, seq));
             self.bodies += slot.body.as_ref().map_or(0, Bytes::len);
+            self.held_back += usize::from(slot.is_held_back());
             match slot.state {
                 State::Free(Some(due)) => _ = self.timers.insert((due, seq)),
                 State::Free(None) => self.make_ready(&slot.label, seq),
@@ -619,7 +633,7 @@ impl Hook {
         for slot in self.slots.values() {
             let (waiting, held, held_back) = lanes.entry(&slot.label.lane).or_default();
             *(if self.is_held(slot, now) { held } else { waiting }) += 1;
-            *held_back += u32::from(slot.state == State::Free(Some(slot.label.deadline)));
+            *held_back += u32::from(slot.is_held_back());
         }
         for lane in self.paused.keys().filter(|lane| self.paused_until(lane, now).is_some()) {
             lanes.entry(lane).or_default();

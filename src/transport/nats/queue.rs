@@ -23,7 +23,9 @@ use super::stream::{Stored, Stream, Tail};
 use super::stream_config;
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{Delivery, Error, Filter, Item, LaneLoad, Log, Position, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
+use crate::transport::{
+    Delivery, Error, Filter, Item, LaneLoad, Log, Position, Pushed, Queue, Record, Result, Signal, Take, Taken, Waits, Want,
+};
 
 /// The header that says what an item is.
 const ITEM: &str = "Lattice-Item";
@@ -85,7 +87,7 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 enum Ask {
     Push(Box<Item>, u32, Reply<Option<Ready>>),
     Pushed(u64, Label, Bytes),
-    Abandoned,
+    Abandoned(Waits),
     Take(Want, Reply<(Vec<Grant>, Option<Timestamp>)>),
     Expired(InstanceId, Duration, usize, Reply<Vec<Grant>>),
     Extend(Vec<Delivery>, Duration, Option<Timestamp>, Reply<Vec<Delivery>>),
@@ -100,16 +102,17 @@ enum Ask {
 }
 
 /// An item on its way to its stream, for which room is kept until it is there or given up.
-struct Coming<'a> {
+struct OnItsWay<'a> {
     queue: &'a NatsQueue,
     station: &'a StationId,
+    waits: Waits,
 }
 
-impl Drop for Coming<'_> {
+impl Drop for OnItsWay<'_> {
     fn drop(&mut self) {
-        let asks = self.queue.handle(self.station).asks;
+        let (asks, waits) = (self.queue.handle(self.station).asks, self.waits);
         // Whoever gives up cannot wait.
-        self.queue.0.tasks.spawn(async move { _ = asks.send(Ask::Abandoned).await });
+        self.queue.0.tasks.spawn(async move { _ = asks.send(Ask::Abandoned(waits)).await });
     }
 }
 
@@ -309,12 +312,12 @@ impl NatsQueue {
 #[async_trait]
 impl Queue for NatsQueue {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
-        let (turn, lane, held_back) = (item.turn.clone(), item.lane.as_str().into(), item.held_back);
+        let (turn, lane, held_back, waits) = (item.turn.clone(), item.lane.as_str().into(), item.held_back, Waits::of(&item));
         let label = Label { id: item.id, turn, deadline: item.deadline, lane, held_back };
         let Some(Ready(stream, item)) = self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? else {
             return self.known(label.id, announce).await;
         };
-        let coming = Coming { queue: self, station };
+        let coming = OnItsWay { queue: self, station, waits };
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", item.id.to_string().as_str());
         headers.insert(ITEM, label.to_header().as_str());
@@ -455,7 +458,7 @@ struct Open {
     tail: Tail,
     hook: Hook,
     /// Items that are on their way to the stream, so that a full hook stays full.
-    coming: usize,
+    coming: Coming,
     /// Messages of items that are gone.
     dead: Vec<u64>,
     /// What has settled, and goes with the next operation, or by itself at a moment soon.
@@ -527,7 +530,7 @@ impl Keeper {
                     self.carry_out(open, batch).await;
                 }
                 () = tokio::time::sleep(timer) => {
-                    if !self.serves && open.hook.is_empty() && open.coming == 0 && open.used.elapsed() > IDLE_MAX && self.raised.receiver_count() == 0 {
+                    if !self.serves && open.hook.is_empty() && open.coming.is_empty() && open.used.elapsed() > IDLE_MAX && self.raised.receiver_count() == 0 {
                         asks.close();
                         while let Ok(ask) = asks.try_recv() {
                             ask.refuse(&Error::Unreachable("the hook was just being put away; ask again".into()));
@@ -614,7 +617,7 @@ impl Keeper {
             stream,
             tail,
             hook: Hook::new(station.clone(), self.serves),
-            coming: 0,
+            coming: Coming::default(),
             dead: Vec::new(),
             settled: Vec::new(),
             settled_due: None,
@@ -665,7 +668,11 @@ impl Keeper {
                 }
                 Err(fault) => {
                     open.hook.undo(draft.undo);
-                    open.coming = open.coming.saturating_sub(answers.iter().filter(|answer| matches!(answer, Answer::Ready)).count());
+                    for (ask, answer) in batch.iter().zip(&answers) {
+                        if let (Ask::Push(item, ..), Answer::Ready) = (ask, answer) {
+                            open.coming.end(Waits::of(item));
+                        }
+                    }
                     let error = if fault.is_conflict() && tries < 100 {
                         match open.catch_up(self.link.now()).await {
                             Ok(()) => continue,
@@ -809,6 +816,39 @@ impl Open {
     }
 }
 
+/// How many items are on their way to the stream: those that may start, and those that are held back.
+#[derive(Default)]
+struct Coming(usize, usize);
+
+impl Coming {
+    fn is_empty(&self) -> bool {
+        self.0 + self.1 == 0
+    }
+
+    fn of(&self, waits: Waits) -> usize {
+        match waits {
+            Waits::ToStart => self.0,
+            Waits::HeldBack => self.1,
+        }
+    }
+
+    fn slot(&mut self, waits: Waits) -> &mut usize {
+        match waits {
+            Waits::ToStart => &mut self.0,
+            Waits::HeldBack => &mut self.1,
+        }
+    }
+
+    fn begin(&mut self, waits: Waits) {
+        *self.slot(waits) += 1;
+    }
+
+    fn end(&mut self, waits: Waits) {
+        let count = self.slot(waits);
+        *count = count.saturating_sub(1);
+    }
+}
+
 /// What is proposed for a batch of wants.
 struct Draft {
     now: Timestamp,
@@ -851,22 +891,22 @@ impl Draft {
             Ask::Push(item, limit, _) => {
                 if hook.knows(item.id) {
                     Answer::Known
-                } else if hook.waiting() + open.coming >= *limit as usize {
+                } else if hook.waiting(Waits::of(item)) + open.coming.of(Waits::of(item)) >= *limit as usize {
                     Answer::Full
                 } else {
-                    open.coming += 1;
+                    open.coming.begin(Waits::of(item));
                     Answer::Ready
                 }
             }
             Ask::Pushed(seq, label, body) => {
-                open.coming = open.coming.saturating_sub(1);
+                open.coming.end(if label.held_back { Waits::HeldBack } else { Waits::ToStart });
                 let small = body.len() as u64 <= open.stream.link.settings.body_inline_max.get();
                 hook.put_stored(*seq, label.clone(), small.then(|| body.clone()), now);
                 self.raise = true;
                 Answer::Nothing
             }
-            Ask::Abandoned => {
-                open.coming = open.coming.saturating_sub(1);
+            Ask::Abandoned(waits) => {
+                open.coming.end(*waits);
                 Answer::Nothing
             }
             Ask::Take(want, _) => {
@@ -955,13 +995,13 @@ impl Ask {
     /// Whether the answer would be wrong if something had not been heard of yet.
     fn wants_news(&self, hook: &Hook) -> bool {
         match self {
-            Self::Push(item, limit, _) => !hook.knows(item.id) && hook.waiting() >= *limit as usize,
+            Self::Push(item, limit, _) => !hook.knows(item.id) && hook.waiting(Waits::of(item)) >= *limit as usize,
             Self::Wake(id, ..) | Self::Remove(id, _) | Self::Knows(id, _) => !hook.knows(*id),
             Self::Settle(delivery, _) | Self::Holds(delivery, _) | Self::Release(delivery, ..) => hook.of(delivery).is_none(),
             Self::Extend(held, ..) => held.iter().any(|delivery| hook.of(delivery).is_none()),
             Self::Load(_) | Self::Pause(..) => true,
             Self::Take(want, _) => want.look && want.room > 0 && !hook.has_ready(want),
-            Self::Expired(..) | Self::Pushed(..) | Self::Abandoned => false,
+            Self::Expired(..) | Self::Pushed(..) | Self::Abandoned(_) => false,
         }
     }
 
@@ -969,8 +1009,9 @@ impl Ask {
     fn answer(self, answer: Answer, open: &Open) {
         match (self, answer) {
             (Self::Push(item, _, reply), Answer::Ready) => _ = reply.send(Ok(Some(Ready(Arc::clone(&open.stream), item)))),
-            (Self::Push(_, limit, reply), Answer::Full) => {
-                _ = reply.send(Err(Error::Full { station: open.hook.station().clone(), limit }));
+            (Self::Push(item, limit, reply), Answer::Full) => {
+                let waits = Waits::of(&item);
+                _ = reply.send(Err(Error::Full { station: open.hook.station().clone(), limit, waits }));
             }
             (Self::Push(_, _, reply), _) => _ = reply.send(Ok(None)),
             (Self::Take(_, reply), Answer::Grants(grants, next_at)) => _ = reply.send(Ok((grants, next_at))),
@@ -1008,7 +1049,7 @@ impl Ask {
             }
             Self::Pause(.., reply) => _ = reply.send(Err(error)),
             Self::Load(reply) => _ = reply.send(Err(error)),
-            Self::Pushed(..) | Self::Abandoned => {}
+            Self::Pushed(..) | Self::Abandoned(_) => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use lattice_mcp::transport::{Error, LaneLoad, Pushed, Signal};
+use lattice_mcp::transport::{Error, LaneLoad, Pushed, Signal, Waits};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -231,7 +231,7 @@ pub(crate) async fn a_full_hook_refuses_and_nothing_has_happened(fixture: &mut i
     for result in within(tasks.join_all()).await {
         match result {
             Ok(Pushed::New) => new += 1,
-            Err(Error::Full { station, limit: 7 }) if station == at => full += 1,
+            Err(Error::Full { station, limit: 7, waits: Waits::ToStart }) if station == at => full += 1,
             other => panic!("{other:?}"),
         }
     }
@@ -255,6 +255,31 @@ pub(crate) async fn held_items_do_not_fill_a_hook(fixture: &mut impl Fixture) {
     assert!(matches!(push(work()).await, Err(Error::Full { .. })));
     assert!(t.queue.remove(&at, held.delivery.id, vec![]).await.unwrap());
     push(work()).await.unwrap();
+}
+
+pub(crate) async fn what_is_held_back_takes_no_room_from_what_may_start(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let push = |held_back| t.queue.push(&at, Item { held_back, ..item(work(), "a", 0, fixture.now()) }, 2, None);
+    let full = |pushed, kind| matches!(pushed, Err(Error::Full { limit: 2, waits, .. }) if waits == kind);
+    let first = work();
+    let held = Item { held_back: true, ..item(first, "a", 0, fixture.now()) };
+    assert_eq!(t.queue.push(&at, held, 2, None).await.unwrap(), Pushed::New);
+    push(true).await.unwrap();
+    assert!(full(push(true).await, Waits::HeldBack));
+    push(false).await.unwrap();
+    push(false).await.unwrap();
+    assert!(full(push(false).await, Waits::ToStart));
+    // Others see it so.
+    let late = Item { held_back: true, ..item(work(), "a", 0, fixture.now()) };
+    assert!(full(second.queue.push(&at, late, 2, None).await, Waits::HeldBack));
+    // What is woken makes room for others that wait, and needs none itself.
+    assert!(t.queue.wake(&at, first, None, vec![]).await.unwrap());
+    push(true).await.unwrap();
+    assert!(full(push(true).await, Waits::HeldBack));
+    assert_eq!(take(&t, &at, &[("a", 9)], 9).await.len(), 3);
+    push(false).await.unwrap();
+    push(false).await.unwrap();
+    assert!(full(push(false).await, Waits::ToStart));
 }
 
 pub(crate) async fn a_push_announces_once(fixture: &mut impl Fixture) {
