@@ -114,6 +114,9 @@ impl Orders {
         let duration_ms = u64::try_from(now().since(began).as_millis()).unwrap_or(u64::MAX);
         let kind = if without.is_empty() {
             Kind::Complete { result: self.output(results.into()).await?, duration_ms, checks: Vec::new() }
+        } else if self.0.works.get(order.work_id).await?.is_some_and(|work| work.is_called_off()) {
+            // It was called off since this round began, and its items with it.
+            Kind::Cancelled { reason: None }
         } else {
             Kind::Failed { failure: incomplete(order, spec, &without, &results), duration_ms }
         };
