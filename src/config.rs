@@ -154,7 +154,8 @@ pub struct Work {
     pub silence: Option<Span>,
     /// How long a work may wait for its first attempt; absent: as long as its timeout.
     pub queue_timeout: Option<Span>,
-    /// How many works run at once in one process.
+    /// How many works run at once in one process of a station: each further process of it adds as many.
+    /// One that something runs below counts for nothing: it has lent its place.
     pub max_parallel: u32,
     /// How many works that may start can wait on a station's hook.
     pub queue_size: u32,

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod claim;
+mod lend;
 mod policy;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use self::attempt::Word;
 use crate::config::Config;
 use crate::model::agent::Definition;
-use crate::model::id::WorkId;
+use crate::model::id::{RunId, WorkId};
 use crate::model::time::Timestamp;
 use crate::orders::Orders;
 use crate::registry::{Lane, Registry};
@@ -60,13 +61,23 @@ struct Inner {
     taking: tokio::sync::Mutex<()>,
     /// When what runs here was held last.
     held_ms: AtomicI64,
+    /// When it was looked last whether an attempt can lend its place.
+    lent_ms: AtomicI64,
     /// Takes nothing but these works, if set.
     only: Mutex<Option<Vec<WorkId>>>,
+}
+
+/// How many works may be taken, and which if not all.
+struct Room {
+    places: usize,
+    only: Option<Vec<WorkId>>,
 }
 
 /// An attempt that runs in this process.
 struct Running {
     delivery: Delivery,
+    /// The work's run, if its order can be read.
+    run_id: Option<RunId>,
     definition: Arc<Definition>,
     words: mpsc::Sender<Word>,
     /// When it was looked at last; it listens besides.
@@ -100,6 +111,7 @@ impl Leaf {
             freed: watch::Sender::new(0),
             taking: tokio::sync::Mutex::default(),
             held_ms: AtomicI64::new(now().as_millis()),
+            lent_ms: AtomicI64::new(0),
             only: Mutex::default(),
         }))
     }
@@ -187,10 +199,24 @@ impl Leaf {
 
     /// Takes as much as there is room for. `None`: something was taken, and there may be more.
     async fn take(&self, look: bool) -> Result<Option<Option<Timestamp>>> {
+        let all = Room { places: self.room(), only: self.0.only.lock().unwrap_or_else(PoisonError::into_inner).clone() };
+        let takes_all = all.only.is_none();
+        let (mut some, mut next_at) = self.fill(all, look).await?;
+        if takes_all && self.room() == 0 {
+            for works in self.lent().await {
+                some |= self.fill(Room { places: 1, only: Some(works) }, look).await?.0;
+            }
+            next_at = next_at.into_iter().chain([now().after(lend::EVERY)]).min();
+        }
+        Ok(if some { None } else { Some(next_at) })
+    }
+
+    /// Takes what there is room for; whether that was anything, and when something becomes free.
+    async fn fill(&self, mut free: Room, look: bool) -> Result<(bool, Option<Timestamp>)> {
         let (mut some, mut next_at) = (false, None::<Timestamp>);
         // One group after the other, so that an agent with a lane in each keeps to its limit.
         for lanes in self.0.registry.served() {
-            let Some((mut want, definitions)) = self.want(lanes) else { continue };
+            let Some((mut want, definitions)) = self.want(lanes, &free) else { continue };
             want.look = look;
             // After a sleep, ours or the machine's, what runs here is held again before anybody could take it for dead.
             if now().since(self.0.held_at()) > want.lease / 2 {
@@ -202,6 +228,7 @@ impl Leaf {
             }
             let take = self.0.transport.queue.take(&self.0.registry.me().station, &want).await?;
             some |= !take.taken.is_empty();
+            free.places = free.places.saturating_sub(take.taken.len());
             next_at = next_at.into_iter().chain(take.next_at).min();
             for taken in take.taken {
                 match definitions.get(&taken.lane) {
@@ -210,13 +237,13 @@ impl Leaf {
                 }
             }
         }
-        Ok(if some { None } else { Some(next_at) })
+        Ok((some, next_at))
     }
 
     /// The room that is left in these lanes; none when there is none.
-    fn want(&self, served: Vec<Lane>) -> Option<(Want, HashMap<String, Arc<Definition>>)> {
+    fn want(&self, served: Vec<Lane>, free: &Room) -> Option<(Want, HashMap<String, Arc<Definition>>)> {
         let running = self.0.running();
-        let room = (self.0.config.lattice.work.max_parallel as usize).saturating_sub(running.len());
+        let room = free.places;
         let mut by_agent: HashMap<&str, usize> = HashMap::new();
         for attempt in running.values() {
             *by_agent.entry(attempt.definition.manifest.name.as_str()).or_default() += 1;
@@ -242,7 +269,7 @@ impl Leaf {
             ageing: self.0.config.lattice.work.ageing.get(),
             lease: self.0.config.lattice.work.lease.get(),
             accept: self.0.accept.clone(),
-            only: self.0.only.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            only: free.only.clone(),
             look: true,
         };
         (!want.lanes.is_empty()).then_some((want, definitions))
@@ -253,10 +280,9 @@ impl Leaf {
         let delivery = taken.delivery.clone();
         let id = delivery.id;
         // An earlier attempt of ours that lost its hold makes way.
-        let earlier = self
-            .0
-            .running()
-            .insert(id, Running { delivery: delivery.clone(), definition: definition.clone(), words, looked_at: Instant::now() });
+        let run_id = attempt::run_of(&taken.body);
+        let running = Running { delivery: delivery.clone(), run_id, definition: definition.clone(), words, looked_at: Instant::now() };
+        let earlier = self.0.running().insert(id, running);
         if let Some(earlier) = earlier {
             let _ = earlier.words.try_send(Word::Lost);
         }

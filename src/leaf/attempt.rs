@@ -112,6 +112,11 @@ async fn refuse(leaf: &Inner, delivery: &Delivery, error: &serde_json::Error) {
     }
 }
 
+/// The run of an order, if that can be read.
+pub(super) fn run_of(body: &[u8]) -> Option<RunId> {
+    serde_json::from_slice::<Run>(body).ok().map(|run| run.orchestrator_run_id)
+}
+
 /// The one field of an assignment that a record needs.
 #[derive(serde::Deserialize)]
 struct Run {

@@ -114,6 +114,19 @@ impl Runs {
             .await
     }
 
+    /// Works below a run that wait to be taken, whatever is above them being unsettled too.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn waiting_below(&self, run: &RunId, max: u32) -> Result<Vec<WorkId>> {
+        const SQL: &str = "WITH RECURSIVE below (run, work, label) AS (
+                SELECT run, work, label FROM runs WHERE parent = ?1 AND settled_at IS NULL
+                UNION ALL SELECT runs.run, runs.work, runs.label FROM runs JOIN below ON runs.parent = below.run WHERE settled_at IS NULL
+            ) SELECT work FROM below WHERE label = 'PENDING' LIMIT ?2";
+        let run = run.clone();
+        self.reader.call(move |db| db.prepare_cached(SQL)?.query_map(params![run.as_str(), max], work_id)?.collect()).await
+    }
+
     /// One child of a run, with its result.
     ///
     /// # Errors

@@ -80,6 +80,13 @@ impl Scene {
         self.leaves.lock().unwrap().push(command.arg("leaf").stdin(Stdio::null()).spawn().unwrap());
     }
 
+    /// One that runs a few works at once.
+    fn leaf_of(&self, places: u32) {
+        let mut command = self.command("fleet", "leaf", self.agents.path());
+        command.env("LATTICE_WORK_MAX_PARALLEL", places.to_string());
+        self.leaves.lock().unwrap().push(command.arg("leaf").stdin(Stdio::null()).spawn().unwrap());
+    }
+
     /// Kills every leaf without a word.
     async fn kill_leaves(&self) {
         let leaves: Vec<Child> = self.leaves.lock().unwrap().drain(..).collect();
@@ -164,6 +171,7 @@ over_both! {
     an_order_over_many_items_goes_on_without_whoever_gave_it
     an_order_over_many_items_keeps_its_pace_without_whoever_gave_it
     those_who_wait_for_an_order_over_many_items_do_not_keep_its_items_out
+    agents_that_wait_for_their_works_lend_them_their_places
     items_without_a_result_are_named
     an_order_over_many_items_is_cancelled_with_all_of_them
     a_cancelled_order_over_many_items_never_fails_for_it
@@ -373,6 +381,23 @@ async fn those_who_wait_for_an_order_over_many_items_do_not_keep_its_items_out(s
     scene.open();
     assert_eq!(desk.settled(&map).await["status"], "COMPLETE");
     assert_eq!(desk.settled(&last).await["status"], "COMPLETE");
+}
+
+async fn agents_that_wait_for_their_works_lend_them_their_places(scene: &Scene) {
+    std::fs::write(scene.agents.path().join("assigner.py"), include_str!("assigner.py")).unwrap();
+    scene.agent("assigner", "", "cat > /dev/null; exec python3 ./assigner.py");
+    scene.agent("part", "", "echo \"+ $LATTICE_TASK\" >> parts; sleep 0.1; echo \"- $LATTICE_TASK\" >> parts");
+    scene.leaf_of(2);
+    let desk = scene.desk("desk").await;
+    let task = json!([["part", "x"], ["part", "y"]]).to_string();
+    let deep = json!([["assigner", [["assigner", [["part", "deep"]]]]]]).to_string();
+    let order = json!({"agent_name": "assigner", "task": "{item}", "map": [task, task, deep, task], "timeout": "40s"});
+    let map = assign(&desk, order).await;
+    let done = desk.settled(&map).await;
+    assert_eq!(done["status"], "COMPLETE", "{done}");
+    let parts = scene.lines("parts");
+    assert_eq!(parts.iter().filter(|line| line.starts_with('+')).count(), 7, "{parts:?}");
+    assert!(at_once(&parts) <= 2, "no more places than there are: {parts:?}");
 }
 
 async fn items_without_a_result_are_named(scene: &Scene) {

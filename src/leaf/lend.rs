@@ -1,0 +1,88 @@
+//! Places of attempts that wait for works below them: such an attempt lends its place to one of those.
+//!
+//! Else a station whose places are all taken by agents that wait for what they have assigned to it would wait for ever. An attempt
+//! counts unless something below it runs in this process, so the places stay as many as there are, and depth bounds what runs at once.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Leaf;
+use crate::model::id::{RunId, WorkId};
+use crate::telemetry::now;
+
+/// How often it is looked at most whether an attempt can lend its place, and at least while none is free.
+pub(super) const EVERY: Duration = Duration::from_millis(500);
+/// How many of the works below an attempt are looked at.
+const BELOW_MAX: u32 = 200;
+
+impl Leaf {
+    /// How many places are free.
+    pub(super) fn room(&self) -> usize {
+        let running = self.0.running();
+        let taken = running.len() - lenders(running.values().filter_map(|running| running.run_id.as_ref())).len();
+        (self.0.config.lattice.work.max_parallel as usize).saturating_sub(taken)
+    }
+
+    /// For each attempt that can lend its place: the works below it that wait.
+    pub(super) async fn lent(&self) -> Vec<Vec<WorkId>> {
+        let at = now().as_millis();
+        let every = i64::try_from(EVERY.as_millis()).unwrap_or(i64::MAX);
+        if at.saturating_sub(self.0.lent_ms.load(Ordering::Relaxed)) < every {
+            return Vec::new();
+        }
+        self.0.lent_ms.store(at, Ordering::Relaxed);
+        let runs: Vec<RunId> = {
+            let running = self.0.running();
+            let lent = lenders(running.values().filter_map(|running| running.run_id.as_ref()));
+            running.values().filter_map(|running| running.run_id.clone()).filter(|run| !lent.contains(run)).collect()
+        };
+        let found = async {
+            self.0.runs.catch_up().await?;
+            let mut lent = Vec::new();
+            for run in &runs {
+                lent.push(self.0.runs.waiting_below(run, BELOW_MAX).await?);
+            }
+            Ok::<_, crate::runs::Error>(lent)
+        };
+        match found.await {
+            Ok(lent) => lent.into_iter().filter(|works| !works.is_empty()).collect(),
+            Err(error) => {
+                tracing::debug!(%error, "it is not known whether attempts wait for works of this station");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Those of these runs that are above others of them.
+fn lenders<'a>(runs: impl Iterator<Item = &'a RunId> + Clone) -> HashSet<RunId> {
+    let mut above = HashSet::new();
+    for run in runs.clone() {
+        let mut next = run.parent();
+        while let Some(run) = next {
+            next = run.parent();
+            if !above.insert(run) {
+                break;
+            }
+        }
+    }
+    runs.filter(|run| above.contains(run)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_counts_unless_something_below_it_runs() {
+        let root = RunId::root_of(uuid::Uuid::from_u128(7));
+        let (a, b) = (root.child(1), root.child(12));
+        let count = |runs: &[RunId]| runs.len() - lenders(runs.iter()).len();
+        assert_eq!(count(&[a.clone(), b.clone()]), 2);
+        // The item of an order below it, which is no attempt itself.
+        assert_eq!(count(&[a.clone(), a.child(1).child(3)]), 1);
+        assert_eq!(count(&[a.clone(), a.child(1), a.child(1).child(1)]), 1);
+        assert_eq!(count(&[a.clone(), a.child(1), a.child(2), b]), 3);
+    }
+}
