@@ -512,7 +512,7 @@ impl Dispatcher {
     /// `UnknownWork`, or the transport's.
     pub async fn check(&self, id: WorkId) -> Result<Arc<Work>> {
         match self.0.works.get(id).await {
-            Ok(Some(work)) => return Ok(work),
+            Ok(Some(work)) => return Ok(self.with_questions(work).await),
             Ok(None) => {}
             // As it was when the server was heard last; whoever reports it says so.
             Err(error) if is_away(&error) => {

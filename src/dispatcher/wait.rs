@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{FuturesUnordered, StreamFuture, unfold};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Dispatcher, Error, Result, is_away};
 use crate::model::event::Event;
 use crate::model::id::WorkId;
-use crate::model::work::{Status, Work};
+use crate::model::work::Work;
 use crate::telemetry::now;
 use crate::works::Following;
 
@@ -18,13 +18,16 @@ use crate::works::Following;
 const YOUNG: Duration = Duration::from_secs(2);
 /// How long it waits to hear of what it has just said itself.
 const YOUNG_PATIENCE: Duration = Duration::from_millis(400);
+/// How often it is looked whether an item of an order over many asks something, and how many that do are shown.
+const ITEMS_EVERY: Duration = Duration::from_millis(500);
+const ITEMS_ASKING_MAX: u32 = 3;
 /// How often a server that is away is asked again on behalf of whoever waits.
 const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
 /// When a wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Every work has settled or asks for help.
+    /// Every work has settled or asks for help, or an item of it does.
     All,
     /// One of them has.
     Any,
@@ -34,7 +37,7 @@ pub enum Mode {
 
 impl Mode {
     fn is_done(self, work: &Work) -> bool {
-        work.status.is_settled() || (self != Self::SettledOnly && matches!(work.status, Status::Escalated { .. }))
+        work.status.is_settled() || (self != Self::SettledOnly && work.asks())
     }
 
     /// Whether works are as a wait of this mode wants them.
@@ -79,23 +82,65 @@ impl Dispatcher {
         let mut changes = FuturesUnordered::new();
         for (place, id) in ids.iter().enumerate() {
             let (work, following) = self.look_patiently(*id, until).await?;
-            works.push(work);
+            works.push(self.with_questions(work).await);
             changes.extend(following.map(|following| changes_of(place, following)));
         }
         if is_over(&works) {
             return Ok(works);
         }
-        while let Ok(Some((step, rest))) = tokio::time::timeout_at(until, changes.next()).await {
+        let mut items = tokio::time::interval_at(Instant::now() + ITEMS_EVERY, ITEMS_EVERY);
+        items.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let has_items = works.iter().any(|work| work.is_map() && !work.status.is_settled());
+            let next = tokio::select! {
+                next = tokio::time::timeout_at(until, changes.next()) => next,
+                _ = items.tick(), if has_items => {
+                    for work in &mut works {
+                        *work = self.with_questions(Arc::clone(work)).await;
+                    }
+                    if is_over(&works) {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            let Ok(Some((step, rest))) = next else { break };
             let Some((place, change)) = step else { continue };
             let (events, work) = change?;
             events.iter().for_each(|event| observe(&work, event));
-            works[place] = work;
+            works[place] = self.with_questions(work).await;
             if is_over(&works) {
                 break;
             }
             changes.push(rest.into_future());
         }
         Ok(works)
+    }
+
+    /// The same work, with those of its items that ask something now. What cannot be found out is left out: each item can be looked at
+    /// by itself.
+    pub(super) async fn with_questions(&self, work: Arc<Work>) -> Arc<Work> {
+        if !work.is_map() || work.status.is_settled() {
+            return work;
+        }
+        let asking = match self.items_that_ask(&work).await {
+            Ok(asking) => asking,
+            Err(error) => {
+                tracing::debug!(%error, work_id = %work.work_id, "it is not known whether items of a work ask something");
+                return work;
+            }
+        };
+        if asking == work.asking { work } else { Arc::new(Work { asking, ..Work::clone(&work) }) }
+    }
+
+    async fn items_that_ask(&self, work: &Work) -> Result<Vec<Arc<Work>>> {
+        self.0.runs.catch_up().await?;
+        let mut asking = Vec::new();
+        for id in self.0.runs.asking_children(&work.run_id, ITEMS_ASKING_MAX).await? {
+            // It may have been answered since.
+            asking.extend(self.0.works.get(id).await?.filter(|item| item.open_question().is_some()));
+        }
+        Ok(asking)
     }
 
     /// Waits until a work is as wanted, or patience runs out; gives it as it is then.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::agents::Loads;
 use crate::config::Config;
 use crate::dispatcher::Dispatcher;
-use crate::model::event::{Failure, Needs};
+use crate::model::event::{Ask, Failure, Needs};
 use crate::model::id::{AgentName, WorkId};
 use crate::model::output::Output;
 use crate::model::run::Run;
@@ -199,20 +199,21 @@ impl<'a> Reporter<'a> {
             report.insert("last_attempt".into(), json!({ "kind": ended.kind, "message": ended.message }));
         }
         if let Some(ask) = work.open_question() {
-            let mut question = json!({ "ask": ask.ask, "reason": ask.reason, "needs": ask.needs });
-            if !ask.context.is_null() {
-                question["context"] = ask.context.clone();
-            }
-            report.insert("question".into(), question);
-            let next = match ask.needs {
-                Needs::Orchestrator => "call answer_work with the answer; the same work goes on".to_owned(),
-                Needs::Human => format!(
-                    "only a person may answer this: ask your user, and pass on what they say with answer_work, or have them run \
-                     `lattice-mcp work answer {} TEXT`; do not answer it yourself",
-                    work.work_id
-                ),
-            };
-            report.insert("next".into(), next.into());
+            report.insert("question".into(), question(ask));
+            report.insert("next".into(), how_to_answer(work, ask).into());
+        }
+        let asking = work.asking.iter().filter_map(|item| Some((item, item.open_question()?)));
+        let shown: Vec<Value> = asking
+            .map(|(item, ask)| {
+                let mut shown = question(ask);
+                shown["work_id"] = item.work_id.to_string().into();
+                shown["next"] = how_to_answer(item, ask).into();
+                shown
+            })
+            .collect();
+        if !shown.is_empty() {
+            report.insert("asking".into(), shown.into());
+            report.insert("next".into(), "items in `asking` wait for an answer: answer_work takes the work_id that stands there".into());
         }
         let paused = agent.filter(|_| matches!(work.status, Status::Pending(_))).and_then(|name| self.pauses.get(name));
         if let Some(until) = paused {
@@ -255,6 +256,25 @@ impl<'a> Reporter<'a> {
         report.insert("result_ref".into(), json!({ "sha256": sha256, "size": size, "media_type": mime, "uri": uri }));
         report
             .insert("next".into(), "too large to stand here: call check_work with this work_id and lines, grep, jsonpath or bytes".into());
+    }
+}
+
+fn question(ask: &Ask) -> Value {
+    let mut question = json!({ "ask": ask.ask, "reason": ask.reason, "needs": ask.needs });
+    if !ask.context.is_null() {
+        question["context"] = ask.context.clone();
+    }
+    question
+}
+
+fn how_to_answer(work: &Work, ask: &Ask) -> String {
+    match ask.needs {
+        Needs::Orchestrator => "call answer_work with the answer; the same work goes on".to_owned(),
+        Needs::Human => format!(
+            "only a person may answer this: ask your user, and pass on what they say with answer_work, or have them run \
+             `lattice-mcp work answer {} TEXT`; do not answer it yourself",
+            work.work_id
+        ),
     }
 }
 

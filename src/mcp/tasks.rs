@@ -82,7 +82,8 @@ impl Kept {
 
     /// The open questions that a person has not declined to answer.
     fn questions<'a>(&'a self, works: &'a [std::sync::Arc<Work>]) -> impl Iterator<Item = (Asked, &'a Work, &'a Ask)> {
-        let open = works.iter().filter_map(|work| Asked::open(work).map(|(asked, ask)| (asked, &**work, ask)));
+        let all = works.iter().flat_map(|work| std::iter::once(work).chain(&work.asking));
+        let open = all.filter_map(|work| Asked::open(work).map(|(asked, ask)| (asked, &**work, ask)));
         open.filter(|(asked, _, _)| !self.declined.contains(asked))
     }
 }
@@ -149,7 +150,8 @@ impl Server {
         let works = self.check_all(&row.kept.works).await.map_err(internal)?;
         let mut said = Vec::new();
         for (key, response) in responses {
-            let asked = works.iter().flat_map(|work| work.exchanges.iter().map(|exchange| (work.work_id, exchange.ask.ask)));
+            let all = works.iter().flat_map(|work| std::iter::once(work).chain(&work.asking));
+            let asked = all.flat_map(|work| work.exchanges.iter().map(|exchange| (work.work_id, exchange.ask.ask)));
             let asked = asked.map(|(work_id, ask)| Asked { work_id, ask }).find(|asked| asked.key() == *key);
             let Some(asked) = asked else { continue };
             let heard = forms::read(response).map_err(|text| ErrorData::invalid_params(format!("inputResponses {key:?}: {text}"), None))?;

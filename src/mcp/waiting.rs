@@ -81,7 +81,7 @@ pub(super) struct Wait {
 
 /// The first question that waits for a person who has not declined to answer it.
 fn question_of_person(works: &[Arc<Work>], declined: &[Asked]) -> Option<(Arc<Work>, Ask)> {
-    works.iter().find_map(|work| {
+    works.iter().flat_map(|work| std::iter::once(work).chain(&work.asking)).find_map(|work| {
         let (asked, ask) = Asked::of_person(work)?;
         (!declined.contains(&asked)).then(|| (work.clone(), ask.clone()))
     })

@@ -1,5 +1,7 @@
 //! A work: what was ordered, and the fold of all that happened to it since.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -330,6 +332,8 @@ pub struct Work {
     pub late_events: u32,
     /// How many events were folded.
     pub events: u64,
+    /// Items of an order over many whose agents ask something, as whoever looked found them; the fold itself knows none.
+    pub asking: Vec<Arc<Work>>,
 }
 
 impl Work {
@@ -368,6 +372,7 @@ impl Work {
             redriven_as: None,
             late_events: 0,
             events: 0,
+            asking: Vec::new(),
         }
     }
 
@@ -396,6 +401,7 @@ impl Work {
             redriven_as: None,
             late_events: 0,
             events: 0,
+            asking: Vec::new(),
         }
     }
 
@@ -478,6 +484,11 @@ impl Work {
     pub fn open_question(&self) -> Option<&Ask> {
         let Status::Escalated { ask, .. } = self.status else { return None };
         self.exchanges.iter().rev().map(|exchange| &exchange.ask).find(|asked| asked.ask == ask)
+    }
+
+    /// Whether it, or one of its items, waits for an answer.
+    pub fn asks(&self) -> bool {
+        matches!(self.status, Status::Escalated { .. }) || (!self.status.is_settled() && !self.asking.is_empty())
     }
 
     /// The question that its agent died with, until the next attempt asks it again.

@@ -127,6 +127,16 @@ impl Runs {
         self.reader.call(move |db| db.prepare_cached(SQL)?.query_map(params![run.as_str(), max], work_id)?.collect()).await
     }
 
+    /// The first few children of a run that wait for an answer.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn asking_children(&self, run: &RunId, max: u32) -> Result<Vec<WorkId>> {
+        const SQL: &str = "SELECT work FROM runs WHERE parent = ?1 AND label = 'ESCALATED' ORDER BY local LIMIT ?2";
+        let run = run.clone();
+        self.reader.call(move |db| db.prepare_cached(SQL)?.query_map(params![run.as_str(), max], work_id)?.collect()).await
+    }
+
     /// One child of a run, with its result.
     ///
     /// # Errors

@@ -226,3 +226,34 @@ async fn over_http_a_wait_becomes_a_task_by_default_and_is_of_that_door_alone() 
     .await;
     assert_eq!(done["result"]["structuredContent"]["result"], json!({"steps": 50}), "{done}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_questions_of_an_orders_items_are_seen_and_answered_through_its_handle() {
+    let place = place();
+    let client = place.client().await;
+    let order = json!({"agent_name": "careful", "task": "{item}", "map": ["a", "b"]});
+    let map = client.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+    for left in [2, 1] {
+        let asking = crate::lifecycle::eventually("the items ask", async || {
+            let asking = client.call("await_work", json!({"work_id": map, "timeout": "30s"})).await;
+            assert_eq!(asking["note"], Value::Null, "the wait is over: {asking}");
+            let all = asking["asking"].as_array().is_some_and(|items| items.len() == left);
+            all.then_some(asking)
+        })
+        .await;
+        assert_eq!(asking["status"], "ACCEPTED", "{asking}");
+        let item = &asking["asking"][0];
+        assert_eq!((&item["reason"], &item["needs"]), (&json!("may I?"), &json!("human")), "{asking}");
+        assert!(item["next"].as_str().unwrap().contains("ask your user"), "{asking}");
+        client.call("answer_work", json!({"work_id": item["work_id"], "answer": "yes"})).await;
+    }
+    let done = client.settled(&map).await;
+    assert_eq!((&done["status"], &done["asking"]), (&json!("COMPLETE"), &Value::Null), "{done}");
+    assert!(done["result"][1]["result"].to_string().contains("yes"), "{done}");
+
+    // A client with forms is shown them.
+    let order = json!({"agent_name": "careful", "task": "{item}", "map": ["a"]});
+    let map = client.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+    let form = modern(&client, "tools/call", json!({"name": "await_work", "arguments": {"work_id": map, "timeout": "30s"}})).await;
+    assert!(form["result"]["resultType"] == "input_required" && form.to_string().contains("may I?"), "{form}");
+}
