@@ -84,6 +84,15 @@ impl Fault {
         matches!(self, Self::Api(error) if matches!(error.err_code, 10071 | 10164))
     }
 
+    /// These credentials may not do it, now or later.
+    pub(super) fn is_denied(&self) -> bool {
+        match self {
+            Self::Denied(_) => true,
+            Self::Api(error) => matches!(error.code, 401 | 403),
+            _ => false,
+        }
+    }
+
     pub(super) fn about(self, what: &str) -> Error {
         match self {
             Self::Away(text) => Error::Unreachable(text),
@@ -185,6 +194,22 @@ impl Link {
         match answer.get_mut("error").map(Value::take).and_then(|error| serde_json::from_value(error).ok()) {
             Some(error) => Err(Fault::Api(error)),
             None => Ok(answer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_means_that_something_may_not_be_done() {
+        let api = |code: u16| {
+            Fault::Api(serde_json::from_value(serde_json::json!({ "code": code, "err_code": 1, "description": "no" })).unwrap())
+        };
+        assert!(Fault::Denied("x".into()).is_denied() && api(401).is_denied() && api(403).is_denied());
+        for fault in [Fault::Silent("lost".into()), Fault::Away("away".into()), Fault::NoResponders, api(500), api(503)] {
+            assert!(!fault.is_denied(), "{fault}");
         }
     }
 }
