@@ -375,6 +375,22 @@ pub enum Error {
         /// The question that is open.
         open: u32,
     },
+    /// An agent would answer a question that its own work asks.
+    #[error("question {ask} of work {work_id} is this agent's own, and no agent answers itself")]
+    OwnQuestion {
+        /// The work.
+        work_id: WorkId,
+        /// The question.
+        ask: u32,
+    },
+    /// An agent would answer what a person was asked.
+    #[error("question {ask} of work {work_id} is for a person, and an agent is none")]
+    ForAPerson {
+        /// The work.
+        work_id: WorkId,
+        /// The question.
+        ask: u32,
+    },
     /// The work does not run, so it cannot ask.
     #[error("work {work_id} is {status}: only work that runs can escalate")]
     NotRunning {
@@ -621,13 +637,16 @@ impl Dispatcher {
     }
 
     /// Answers a question of a work, the open one unless it is named; the same work goes on. Of several answers the first one on the
-    /// log counts, and only whoever gave that is not refused.
+    /// log counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
     ///
     /// # Errors
-    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `UnknownWork`, or the transport's.
-    pub async fn answer(&self, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
+    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `OwnQuestion`, `ForAPerson`, `UnknownWork`, or the transport's.
+    pub async fn answer(&self, caller: &Caller, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
         let work = self.check(id).await?;
         let ask = which_question(&work, reply.ask)?;
+        if let Some(bound) = caller.work() {
+            may_answer(bound, &work, ask)?;
+        }
         let by = Answerer { who: reply.who, id: new_answer_id() };
         let event = self.event(&work, 0, Kind::Answered { ask, answer: reply.value, by: Some(by.clone()) });
         let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
@@ -753,6 +772,16 @@ fn which_question(work: &Work, meant: Option<u32>) -> Result<u32> {
         },
         (status, Some(_)) => Err(Error::NotEscalated { work_id, status: status.label() }),
     }
+}
+
+/// Whether an agent may answer a question. It need not be open: one that an agent died with is still for whom it was.
+fn may_answer(agent: &Bound, work: &Work, ask: u32) -> Result<()> {
+    let work_id = work.work_id;
+    let is_for_a_person = |exchange: &Exchange| exchange.ask.ask == ask && exchange.ask.needs == Needs::Human;
+    if agent.work_id == work_id {
+        return Err(Error::OwnQuestion { work_id, ask });
+    }
+    if work.exchanges.iter().any(is_for_a_person) { Err(Error::ForAPerson { work_id, ask }) } else { Ok(()) }
 }
 
 /// An answer to a question.

@@ -14,12 +14,13 @@ use super::screen::Plain;
 use super::session::{Reader, Session, Use};
 use super::show;
 use super::table::Table;
-use crate::dispatcher::Reply;
+use crate::dispatcher::{Caller, Reply};
 use crate::model;
 use crate::model::event::{Event, Needs};
 use crate::model::id::WorkId;
 use crate::model::output::Output;
 use crate::model::work::{Outcome, Work};
+use crate::station;
 
 const CHUNK: usize = 64 << 10;
 /// How long a station may take to notice that a work is to stop, besides the time that its program has.
@@ -301,8 +302,10 @@ async fn redrive(session: &mut Session, id: WorkId) -> Result<(), Failure> {
 
 async fn answer(session: &mut Session, id: WorkId, text: String, ask: Option<u32>) -> Result<(), Failure> {
     let reader = open(session, Use::Change, id).await?;
-    // Whoever types it is a person, or speaks for one.
-    let work = reader.dispatcher.answer(id, Reply { value: Value::from(text), ask, who: Needs::Human }).await?;
+    // Whoever types it is a person, or speaks for one, unless it is the program of an agent.
+    let bound = station::bound_by(|name| std::env::var(name).ok())?;
+    let caller = bound.map_or_else(Caller::stateless, Caller::bound);
+    let work = reader.dispatcher.answer(&caller, id, Reply { value: Value::from(text), ask, who: Needs::Human }).await?;
     if session.screen.json {
         return Ok(session.screen.json(&Value::from(show::work_json(&work)))?);
     }

@@ -139,7 +139,7 @@ impl Server {
             return Err(refuse(&format!("inputResponses lacks {:?}, which the form was for", asked.key())));
         };
         match read(response).map_err(|text| refuse(&format!("inputResponses {:?}: {text}", asked.key())))? {
-            Said::Answer(value) => match self.take_word(asked, value).await {
+            Said::Answer(value) => match self.take_word(&call.caller(&self.connection().caller), asked, value).await {
                 Ok(()) => {}
                 Err(problem) => return Err(Response::Problem(problem)),
             },
@@ -166,6 +166,7 @@ impl Server {
     pub(super) async fn elicit(&self, call: &Call, work: &Work, ask: &Ask) -> Result<Came, Problem> {
         let asked = Asked { work_id: work.work_id, ask: ask.ask };
         let request = ServerRequest::ElicitRequest(ElicitRequest::new(form(work, ask)?));
+        let caller = call.caller(&self.connection().caller);
         let patience = self.dispatcher().config().mcp.form_timeout.get();
         let (_tell, heard) = mpsc::channel(1);
         let asking = async {
@@ -176,8 +177,8 @@ impl Server {
             let taken_back = |why: &str| Some(why.to_owned());
             tokio::select! {
                 response = &mut handle.rx => match response {
-                    Ok(Ok(ClientResult::ElicitResult(result))) => self.heed(asked, &json!(result)).await,
-                    Ok(Ok(other)) => self.heed(asked, &serde_json::to_value(&other).unwrap_or_default()).await,
+                    Ok(Ok(ClientResult::ElicitResult(result))) => self.heed(&caller, asked, &json!(result)).await,
+                    Ok(Ok(other)) => self.heed(&caller, asked, &serde_json::to_value(&other).unwrap_or_default()).await,
                     Ok(Err(error)) => Ok(Came::Failed(error.to_string())),
                     Err(_) => Ok(Came::Failed("the client is gone".into())),
                 },
@@ -197,18 +198,18 @@ impl Server {
         self.heard(call, heard, asking).await.unwrap_or_else(|| Ok(Came::Failed("the call ended".into())))
     }
 
-    async fn heed(&self, asked: Asked, response: &Value) -> Result<Came, Problem> {
+    async fn heed(&self, caller: &Caller, asked: Asked, response: &Value) -> Result<Came, Problem> {
         match read(response) {
-            Ok(Said::Answer(value)) => self.take_word(asked, value).await.map(|()| Came::Answered),
+            Ok(Said::Answer(value)) => self.take_word(caller, asked, value).await.map(|()| Came::Answered),
             Ok(Said::Nothing) => Ok(Came::Declined),
             Err(text) => Ok(Came::Failed(text)),
         }
     }
 
     /// Gives a person's answer to the very question that they were shown.
-    pub(super) async fn take_word(&self, asked: Asked, value: Value) -> Result<(), Problem> {
+    pub(super) async fn take_word(&self, caller: &Caller, asked: Asked, value: Value) -> Result<(), Problem> {
         let reply = Reply { value, ask: Some(asked.ask), who: Needs::Human };
-        match self.dispatcher().answer(asked.work_id, reply).await {
+        match self.dispatcher().answer(caller, asked.work_id, reply).await {
             Ok(_) => Ok(()),
             Err(error @ (Error::AnsweredAlready { .. } | Error::NotEscalated { .. } | Error::OtherQuestion { .. })) => {
                 let wrong = format!("what the user said in the form was not taken: {error}");

@@ -182,6 +182,10 @@ fn next_step(error: &Error) -> String {
         Error::NotEscalated { work_id, .. } => format!("Look at it with check_work {work_id}."),
         Error::AnsweredAlready { work_id, .. } => format!("The first answer stands; go on with await_work {work_id}."),
         Error::OtherQuestion { work_id, .. } => format!("Read the question with check_work {work_id}, then answer that one."),
+        Error::OwnQuestion { .. } => {
+            "Whoever assigned the work answers: call escalate again with the same reason and context to wait on.".into()
+        }
+        Error::ForAPerson { .. } => "Leave it open: whoever has a person at hand asks them.".into(),
         Error::NotRunning { work_id, .. } => format!("Look at it with check_work {work_id}."),
         Error::CalledOff(_) => "Stop working on it: nobody waits for it any more.".into(),
         Error::ManyAfter { .. } => "Name fewer: a work over many items (map) is one work to wait for.".into(),
@@ -267,6 +271,8 @@ mod tests {
             Error::NotEscalated { work_id, status: "COMPLETE" },
             Error::AnsweredAlready { work_id, ask: 1 },
             Error::OtherQuestion { work_id, ask: 1, open: 2 },
+            Error::OwnQuestion { work_id, ask: 1 },
+            Error::ForAPerson { work_id, ask: 1 },
             Error::NotRunning { work_id, status: "PENDING" },
             Error::NotFailed { work_id, status: "PENDING" },
             Error::RedrivenAlready { work_id, redriven_as: work_id },

@@ -46,7 +46,8 @@ impl Server {
                 return Err(Problem::new("ask must be the number of a question, from 1", "Leave ask out for the open question."));
             }
         };
-        self.dispatcher().must_see(&call.caller(&self.connection().caller), &[id]).await?;
+        let caller = call.caller(&self.connection().caller);
+        self.dispatcher().must_see(&caller, &[id]).await?;
         let returned = call.request_state.is_some();
         let declined = match self.resume(&mut call).await {
             Ok(declined) => declined,
@@ -76,7 +77,7 @@ impl Server {
                 Came::Declined | Came::Failed(_) => Err(not_allowed(id)),
             },
             _ => {
-                let work = self.dispatcher().answer(id, Reply { value: answer, ask, who: Needs::Orchestrator }).await?;
+                let work = self.dispatcher().answer(&caller, id, Reply { value: answer, ask, who: Needs::Orchestrator }).await?;
                 Ok(self.report(&work, Map::new(), call.takes_links()).await.into())
             }
         }

@@ -157,10 +157,15 @@ impl Server {
             let heard = forms::read(response).map_err(|text| ErrorData::invalid_params(format!("inputResponses {key:?}: {text}"), None))?;
             said.push((asked, heard));
         }
+        if !said.is_empty() && !asking.takes_forms {
+            let text = "inputResponses are what a person said in a form, and this client was shown none: it is an agent's, or did not \
+                        declare elicitation; answer_work takes what you know yourself";
+            return Err(ErrorData::invalid_params(text, None));
+        }
         let mut declined = Vec::new();
         for (asked, heard) in said {
             match heard {
-                Said::Answer(value) => self.take_word(asked, value).await.map_err(Problem::into_invalid_params)?,
+                Said::Answer(value) => self.take_word(&asking.caller, asked, value).await.map_err(Problem::into_invalid_params)?,
                 Said::Nothing => declined.push(asked),
             }
         }

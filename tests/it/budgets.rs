@@ -92,7 +92,7 @@ async fn a_childs_own_budget_narrows_and_does_not_widen() {
 }
 
 /// A connection that is bound to a work, as its agent has one.
-async fn bound(stage: &Stage, assigned: &Value) -> Client {
+pub(crate) async fn bound(stage: &Stage, assigned: &Value) -> Client {
     let mut command = stage.beside();
     command.env("LATTICE_BOUND_WORK", assigned["work_id"].as_str().unwrap());
     command.env("LATTICE_BOUND_RUN", assigned["run_id"].as_str().unwrap()).env("LATTICE_BOUND_ATTEMPT", "1");

@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::budgets::bound;
 use crate::harness::{Lattice, TOKEN};
 use crate::lifecycle::{Place, reaches};
 use crate::rpc::{Client, binary};
+use crate::stage::Stage;
 use crate::web;
 
 /// Asks a person, and gives the answer back.
@@ -98,6 +100,13 @@ async fn an_answer_that_comes_before_the_next_attempt_asks_again_is_kept_for_it_
     })
     .await;
 
+    let done = client.call("assign_work", json!({"agent_name": "upper", "task": "x"})).await;
+    client.settled(done["work_id"].as_str().unwrap()).await;
+    let [work, run] = ["work_id", "run_id"].map(|name| done[name].as_str().unwrap());
+    let agent = place.client_with(&[("LATTICE_BOUND_WORK", work), ("LATTICE_BOUND_RUN", run), ("LATTICE_BOUND_ATTEMPT", "1")]).await;
+    let refused = agent.refusal("answer_work", json!({"work_id": id, "answer": "yes"})).await;
+    assert!(refused.contains("for a person"), "{refused}");
+
     // A client with forms could ask the person, and so its model can't answer for them; without forms, the model asked its user.
     for arguments in [json!({"work_id": id, "answer": "yes"}), json!({"work_id": id, "answer": "yes", "ask": 1})] {
         let refused = modern(&client, "tools/call", json!({"name": "answer_work", "arguments": arguments})).await;
@@ -136,6 +145,54 @@ async fn whoever_lost_its_context_finds_its_workspaces_works_without_an_id() {
     assert_eq!((&seen["settled_since_last_look"], &seen["settled_last"][0]["work_id"]), (&json!(1), &json!(done)), "{seen}");
     assert_eq!(seen["settled_last"][0]["new"], true, "{seen}");
     assert_eq!(client.call("check_work", json!({})).await["settled_since_last_look"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_answers_neither_its_own_question_nor_one_for_a_person_through_any_door() {
+    for mut stage in Stage::both() {
+        stage.set("LATTICE_MCP_TASK_AFTER", "50ms");
+        let careful = format!("while [ ! -e gate ]; do sleep 0.02; done\n{CAREFUL}");
+        interactive(&stage.place, "careful", &careful);
+        interactive(&stage.place, "wondering", &careful.replace("human", "orchestrator"));
+        stage.place.agent("gated", "", "while [ ! -e end ]; do sleep 0.02; done");
+        let (client, _leaf) = stage.open(&["careful", "wondering", "gated"]).await;
+        let assign = async |agent: &str| client.call("assign_work", json!({"agent_name": agent, "task": "x"})).await;
+        let (careful, wondering, other) = (assign("careful").await, assign("wondering").await, assign("gated").await);
+        let [id, open] = [&careful, &wondering].map(|work| work["work_id"].as_str().unwrap());
+        let mut agents = Vec::new();
+        for (work, asked, why) in [(&careful, id, "agent's own"), (&wondering, open, "agent's own"), (&other, id, "for a person")] {
+            let agent = bound(&stage, work).await;
+            let task = begin_task(&agent, asked).await;
+            agents.push((agent, task, work, asked, why));
+        }
+        std::fs::write(stage.place.agents.path().join("gate"), "").unwrap();
+        reaches(&client, id, "ESCALATED").await;
+        reaches(&client, open, "ESCALATED").await;
+
+        for (agent, task, work, asked, why) in agents {
+            for arguments in [json!({"work_id": asked, "answer": "yes"}), json!({"work_id": asked, "answer": "yes", "ask": 1})] {
+                let refused = agent.refusal("answer_work", arguments).await;
+                assert!(refused.contains(why), "{refused}");
+            }
+            let responses = json!({ format!("{asked}/1"): {"action": "accept", "content": {"answer": "yes"}} });
+            let refused = modern(&agent, "tasks/update", json!({"taskId": task, "inputResponses": responses})).await;
+            assert_eq!(refused["error"]["code"], -32602, "{refused}");
+            let mut command = stage.beside();
+            command.env("LATTICE_BOUND_WORK", work["work_id"].as_str().unwrap()).env("LATTICE_BOUND_ATTEMPT", "1");
+            command.env("LATTICE_BOUND_RUN", work["run_id"].as_str().unwrap());
+            let said = command.args(["work", "answer", asked, "yes"]).output().await.unwrap();
+            assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains(why), "{said:?}");
+        }
+        // Another agent may know what one wanted to know, and only a person's word is a person's.
+        bound(&stage, &other).await.call("answer_work", json!({"work_id": open, "answer": "go"})).await;
+        client.call("answer_work", json!({"work_id": id, "answer": "go"})).await;
+        for id in [id, open] {
+            let done = client.settled(id).await;
+            assert!(done["status"] == "COMPLETE" && done["result"].to_string().contains("go"), "{done}");
+        }
+        std::fs::write(stage.place.agents.path().join("end"), "").unwrap();
+        client.settled(other["work_id"].as_str().unwrap()).await;
+    }
 }
 
 /// A request of the newer protocol, of a client that knows tasks.
