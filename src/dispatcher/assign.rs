@@ -54,8 +54,9 @@ impl Dispatcher {
             let ids = (new_work_id(), self.open_run(caller, nested, &request).await?);
             return self.hand_over(caller, nested, &agent, request, ids, priority, timeout).await;
         };
-        let keyed = self.reserve(&key, caller, nested, &request).await?;
-        if let Some(known) = self.known(&keyed, &agent).await? {
+        let (keyed, is_new) = self.reserve(&key, caller, nested, &request).await?;
+        // A new one is known to nobody: to ask might only fail, with the key bound to nothing.
+        if !is_new && let Some(known) = self.known(&keyed, &agent).await? {
             return Ok(known);
         }
         let ids = (keyed.work_id, keyed.run_id.clone());

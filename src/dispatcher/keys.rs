@@ -77,16 +77,22 @@ impl Dispatcher {
         }
     }
 
-    /// Binds a key to an order: to a new work, or to the one that somebody bound it to meanwhile.
-    pub(super) async fn reserve(&self, key: &Key, caller: &Caller, nested: Option<&Nested<'_>>, request: &Request) -> Result<Keyed> {
+    /// Binds a key to an order: to a new work, or to the one that somebody bound it to meanwhile; says whether it is new.
+    pub(super) async fn reserve(
+        &self,
+        key: &Key,
+        caller: &Caller,
+        nested: Option<&Nested<'_>>,
+        request: &Request,
+    ) -> Result<(Keyed, bool)> {
         loop {
             if let Some(keyed) = self.kept(key).await? {
-                return Ok(keyed);
+                return Ok((keyed, false));
             }
             let run_id = self.open_run(caller, nested, request).await?;
             let keyed = Keyed { work_id: new_work_id(), run_id, order: key.order.clone(), done: false };
             match self.keep(key, &keyed, Expect::Absent).await {
-                Ok(()) => return Ok(keyed),
+                Ok(()) => return Ok((keyed, true)),
                 Err(transport::Error::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

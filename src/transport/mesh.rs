@@ -4,7 +4,7 @@
 //! station's own agents, in the local store. What happens to it is written where it lives, and what was written locally is
 //! forwarded to the server's log once that is back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,7 @@ pub fn compose(
         station,
         instance,
         homes,
+        apart: Mutex::default(),
         far_head,
         begun,
         here: tokio::sync::Mutex::default(),
@@ -95,6 +96,8 @@ struct Mesh {
     station: StationId,
     instance: InstanceId,
     homes: Homes,
+    /// Works whose keys were noted here while the server was away: they live here as well, or nowhere.
+    apart: Mutex<HashSet<WorkId>>,
     /// The last place of the server's log that was seen.
     far_head: AtomicU64,
     /// That it is known from where on the local log is forwarded.
@@ -645,6 +648,8 @@ impl Queue for Mesh {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
         let id = item.id;
         let away = match self.far() {
+            // Others may have used its key on the server meanwhile.
+            _ if self.apart().contains(&id) => Error::Unreachable("the NATS server was away when this began".into()),
             Ok(far) => {
                 // Whoever hears of it before this returns need not look for it here.
                 self.homes.known().entry(id).or_insert(false);
@@ -811,17 +816,7 @@ impl Table for Mesh {
     async fn get(&self, bucket: Bucket, key: &str) -> Result<Option<Row>> {
         match bucket {
             Bucket::Sessions => self.local.table.get(bucket, key).await,
-            // A key that was used while the server was away is known here only.
-            Bucket::Keys => match self.local.table.get(bucket, key).await? {
-                Some(row) => Ok(Some(row)),
-                None => match self.far() {
-                    Ok(far) => match far.table.get(bucket, key).await {
-                        Err(Error::Unreachable(_)) => Ok(None),
-                        other => other,
-                    },
-                    Err(_) => Ok(None),
-                },
-            },
+            Bucket::Keys => Ok(self.keyed(key).await?.map(|(row, _)| row)),
             _ => self.far()?.table.get(bucket, key).await,
         }
     }
@@ -829,13 +824,31 @@ impl Table for Mesh {
     async fn put(&self, bucket: Bucket, key: &str, value: Bytes, expect: Expect, ttl: Option<Duration>) -> Result<u64> {
         match bucket {
             Bucket::Sessions => self.local.table.put(bucket, key, value, expect, ttl).await,
-            Bucket::Keys => match self.far() {
-                Ok(far) => match far.table.put(bucket, key, value.clone(), expect, ttl).await {
-                    Err(Error::Unreachable(_)) => self.local.table.put(bucket, key, value, expect, ttl).await,
+            Bucket::Keys => {
+                let is_here = match expect {
+                    Expect::Absent => false,
+                    // Its work may have gone to the server after all: then the key goes there as well.
+                    Expect::Any => self.local.table.get(bucket, key).await?.is_some() && !self.is_of_work_elsewhere(&value).await?,
+                    Expect::Revision(_) => matches!(self.keyed(key).await?, Some((_, Side::Local))),
+                };
+                if is_here {
+                    return self.local.table.put(bucket, key, value, expect, ttl).await;
+                }
+                let put = match self.far() {
+                    Ok(far) => far.table.put(bucket, key, value.clone(), expect, ttl).await,
+                    Err(away) => Err(away),
+                };
+                match put {
+                    // What is known by a revision is the server's, and stays so.
+                    Err(Error::Unreachable(_)) if !matches!(expect, Expect::Revision(_)) => {
+                        if let Some(id) = work_of(&value) {
+                            self.apart().insert(id);
+                        }
+                        self.local.table.put(bucket, key, value, expect, ttl).await
+                    }
                     other => other,
-                },
-                Err(_) => self.local.table.put(bucket, key, value, expect, ttl).await,
-            },
+                }
+            }
             _ => self.far()?.table.put(bucket, key, value, expect, ttl).await,
         }
     }
@@ -843,6 +856,7 @@ impl Table for Mesh {
     async fn remove(&self, bucket: Bucket, key: &str, expect: Expect) -> Result<bool> {
         match bucket {
             Bucket::Sessions => self.local.table.remove(bucket, key, expect).await,
+            Bucket::Keys if matches!(self.keyed(key).await?, Some((_, Side::Local))) => self.local.table.remove(bucket, key, expect).await,
             _ => self.far()?.table.remove(bucket, key, expect).await,
         }
     }
@@ -883,6 +897,57 @@ impl Table for Mesh {
             other => other,
         }
     }
+}
+
+impl Mesh {
+    fn apart(&self) -> MutexGuard<'_, HashSet<WorkId>> {
+        let mut apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        if apart.len() >= HOMES_MAX {
+            apart.clear();
+        }
+        apart
+    }
+
+    /// A row of `Keys`, and which side has it: one that was written while the server was away is known here only. Of a key whose work
+    /// does not live here the server's word counts, if it has one.
+    async fn keyed(&self, key: &str) -> Result<Option<(Row, Side)>> {
+        let here = self.local.table.get(Bucket::Keys, key).await?;
+        if let Some(row) = &here
+            && !self.is_of_work_elsewhere(&row.value).await?
+        {
+            return Ok(here.map(|row| (row, Side::Local)));
+        }
+        let there = match self.far() {
+            Ok(far) => far.table.get(Bucket::Keys, key).await,
+            Err(away) => Err(away),
+        };
+        let there = match there {
+            Err(Error::Unreachable(_)) => None,
+            there => {
+                // The server is back, and nobody has used the key there: the work may go there now.
+                if let Some(id) = here.as_ref().and_then(|row| work_of(&row.value)) {
+                    self.apart().remove(&id);
+                }
+                there?
+            }
+        };
+        Ok(there.map(|row| (row, Side::Far)).or(here.map(|row| (row, Side::Local))))
+    }
+
+    /// Whether a row names a work that does not live here. That is looked up each time: another process may be about to push it.
+    async fn is_of_work_elsewhere(&self, value: &[u8]) -> Result<bool> {
+        let Some(work_id) = work_of(value) else { return Ok(false) };
+        Ok(self.local.log.read(Filter::Work(work_id), Position::default(), 1).await?.is_empty())
+    }
+}
+
+/// The work that a row names.
+fn work_of(value: &[u8]) -> Option<WorkId> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        work_id: WorkId,
+    }
+    serde_json::from_slice(value).ok().map(|named: Named| named.work_id)
 }
 
 /// A watch that begins when the server has been reached.

@@ -5,10 +5,16 @@ use tempfile::TempDir;
 
 use crate::lifecycle::{Place, eventually};
 use crate::nats_server::NatsServer;
+use crate::questions::{begin_task, modern, stands};
 use crate::rpc::{Client, binary};
 
 async fn station(server: &NatsServer, name: &str, data: &TempDir, agents: &TempDir) -> Client {
+    station_with(server, name, data, agents, &[]).await
+}
+
+async fn station_with(server: &NatsServer, name: &str, data: &TempDir, agents: &TempDir, variables: &[(&str, &str)]) -> Client {
     let mut command = binary(data.path(), agents.path());
+    command.envs(variables.iter().copied());
     command.env("LATTICE_NATS_URL", server.url()).env("LATTICE_STATION", name).env("LATTICE_NATS_RECONNECT_DELAY_MAX", "300ms");
     let client = Client::start(command).await;
     client.call("list_available_agents", json!({})).await;
@@ -73,4 +79,83 @@ async fn work_that_began_alone_is_answered_and_cancelled_from_elsewhere_later() 
     // And what is assigned now goes the usual way.
     let id = bob.assign("upper", "together").await;
     assert_eq!(alice.settled(&id).await["result"], "TOGETHER");
+}
+
+async fn sees_agent(client: &Client, name: &str) {
+    eventually("the agent is seen", async || {
+        let known = client.call("list_available_agents", json!({})).await;
+        let online = |agent: &Value| agent["name"] == name && agent["status"] == "online";
+        known["agents"].as_array().unwrap().iter().any(online).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_was_refused_while_the_server_was_away_leaves_its_key_free() {
+    let mut server = NatsServer::start();
+    let (home, bobs, carols, nothing) = (Place::new(), Place::new(), Place::new(), TempDir::new().unwrap());
+    let workspace = [("LATTICE_MCP_WORKSPACE", "shared")];
+    let alice = station(&server, "alice", &home.data, &home.agents).await;
+    let bob = station_with(&server, "bob", &bobs.data, &nothing, &workspace).await;
+    let carol = station_with(&server, "carol", &carols.data, &nothing, &workspace).await;
+    sees_agent(&bob, "upper").await;
+    sees_agent(&carol, "upper").await;
+    server.kill();
+    let order = |task: &str, key: &str| json!({"agent_name": "upper", "task": task, "idempotency_key": key});
+    // Whoever was not answered can't know; from the first clear word on, nothing is sent.
+    eventually("bob hears that the server is away", async || {
+        let refused = bob.try_call("assign_work", json!({"agent_name": "upper", "task": "x"})).await?.err()?;
+        refused.contains("Nothing was done").then_some(())
+    })
+    .await;
+    for order in [order("one", "same"), order("first", "other")] {
+        let refused = bob.refusal("assign_work", order).await;
+        assert!(refused.contains("Nothing was done"), "{refused}");
+    }
+    // At home keys hold all the same.
+    let lonely = alice.call("assign_work", order("at home", "home")).await["work_id"].clone();
+    assert_eq!(alice.call("assign_work", order("at home", "home")).await["work_id"], lonely);
+    server.revive();
+    let assigned = async |client: &Client, order: Value| {
+        eventually("it is assigned", async || match client.try_call("assign_work", order.clone()).await? {
+            Ok(assigned) => Some(assigned["work_id"].as_str()?.to_owned()),
+            Err(text) => {
+                assert!(!text.contains("was used for another order"), "{text}");
+                None
+            }
+        })
+        .await
+    };
+    let first = assigned(&carol, order("one", "same")).await;
+    assert_eq!(assigned(&bob, order("one", "same")).await, first, "two works under one key");
+    let second = assigned(&bob, order("second", "other")).await;
+    assert_eq!(assigned(&carol, order("second", "other")).await, second);
+    assert_eq!(bob.settled(&second).await["result"], "SECOND");
+    assert_eq!(json!(assigned(&alice, order("at home", "home")).await), lonely);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_begun_while_the_server_was_away_is_cancelled_once_it_is_back() {
+    let mut server = NatsServer::start();
+    let (home, other) = (Place::new(), Place::new());
+    home.agent("gated", "", "while [ ! -e gate ]; do sleep 0.05; done; echo opened");
+    let alice = station_with(&server, "alice", &home.data, &home.agents, &[("LATTICE_MCP_TASK_AFTER", "50ms")]).await;
+    let bob = station(&server, "bob", &other.data, &TempDir::new().unwrap()).await;
+    sees_agent(&bob, "gated").await;
+    server.kill();
+    let id = eventually("alice takes work all the same", async || {
+        let assigned = alice.try_call("assign_work", json!({"agent_name": "gated", "task": "x"})).await?.ok()?;
+        Some(assigned["work_id"].as_str()?.to_owned())
+    })
+    .await;
+    let task = begin_task(&alice, &id).await;
+    server.revive();
+    // What alice tells the server arrives there.
+    sees(&bob, &id, "ACCEPTED").await;
+    assert_eq!(stands(&alice, &task, "working").await["taskId"], json!(task));
+    let cancelled = modern(&alice, "tasks/cancel", json!({"taskId": task})).await;
+    assert!(cancelled.get("error").is_none(), "{cancelled}");
+    stands(&alice, &task, "cancelled").await;
+    std::fs::write(home.agents.path().join("gate"), "").unwrap();
+    assert_eq!(alice.settled(&id).await["status"], "COMPLETE");
 }
