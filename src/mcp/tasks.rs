@@ -29,6 +29,8 @@ use crate::transport::{self, Bucket, Expect};
 
 /// How much of an agent's progress a task's status shows.
 const MESSAGE_MAX: usize = 200;
+/// How often a task's row is written anew when others write it at the same time.
+const TRIES_MAX: u32 = 32;
 /// How many questions a task remembers that a person did not answer.
 const DECLINED_MAX: usize = 256;
 
@@ -118,7 +120,7 @@ impl Server {
 
     /// How a task stands.
     pub(super) async fn task(&self, asking: &Asking, id: &str) -> Result<GetTaskResult, ErrorData> {
-        loop {
+        for _ in 0..TRIES_MAX {
             let row = self.task_row(asking, id).await?;
             self.dispatcher().must_see(&asking.caller, &row.kept.works).await.map_err(|error| internal(error.into()))?;
             let works = self.check_all(&row.kept.works).await.map_err(internal)?;
@@ -139,6 +141,7 @@ impl Server {
             task.last_updated_at = updated.to_string();
             return Ok(GetTaskResult::new(DetailedTask::new(task, payload)));
         }
+        Err(contended())
     }
 
     /// Takes what a person said in the forms of a task. What is not one of its questions is left alone.
@@ -243,7 +246,7 @@ impl Server {
     }
 
     async fn change_task(&self, asking: &Asking, id: &str, change: impl Fn(&mut Kept)) -> Result<(), ErrorData> {
-        loop {
+        for _ in 0..TRIES_MAX {
             let mut row = self.task_row(asking, id).await?;
             change(&mut row.kept);
             match self.save_task(id, &row.kept, Expect::Revision(row.revision)).await {
@@ -251,6 +254,7 @@ impl Server {
                 saved => return saved.map_err(|error| internal(error.into())),
             }
         }
+        Err(contended())
     }
 
     async fn save_task(&self, id: &str, kept: &Kept, expect: Expect) -> Result<(), transport::Error> {
@@ -271,6 +275,11 @@ fn millis(span: Span) -> u64 {
 
 fn internal(problem: Problem) -> ErrorData {
     ErrorData::internal_error(problem.text().to_owned(), None)
+}
+
+fn contended() -> ErrorData {
+    let text = "the task is written by others at the same time, again and again: try again in a moment; check_work shows its works";
+    ErrorData::internal_error(text, None)
 }
 
 fn message(works: &[std::sync::Arc<Work>], payload: &TaskPayload) -> String {
