@@ -189,7 +189,7 @@ pub struct Work {
     pub after_max: u32,
     /// How long a work may wait for others.
     pub wait_max: Span,
-    /// How many items one order may have.
+    /// How many items one order may have. With the order itself they fit into `descendants_max`, as it is by default.
     pub map_max: u32,
     /// How many of an order's items are worked on at once, unless the call says otherwise.
     pub map_parallel: u32,
@@ -221,7 +221,7 @@ impl Default for Work {
             descendants_max: 500,
             after_max: 100,
             wait_max: Span::secs(3 * 86_400),
-            map_max: 1000,
+            map_max: 400,
             map_parallel: 10,
             recheck: Span::secs(10),
         }

@@ -441,6 +441,16 @@ pub enum Error {
         /// How many may be.
         max: u32,
     },
+    /// The budget has not enough works for the items.
+    #[error("budget.works is {given}, and an order over {items} items is {needed} works: itself, and one per item")]
+    ItemsOverBudget {
+        /// How many works the budget allows.
+        given: u64,
+        /// How many items there are.
+        items: usize,
+        /// How many works that makes.
+        needed: u64,
+    },
     /// How many items are worked on at once is out of bounds.
     #[error("parallel {given} is out of bounds: it goes from 1 to {max} (lattice.work.map_max)")]
     Parallel {

@@ -179,6 +179,10 @@ impl Dispatcher {
         if let Some(given) = map.parallel.filter(|parallel| !(1..=i64::from(max)).contains(parallel)) {
             return Err(Error::Parallel { given, max });
         }
+        let needed = works_of(map);
+        if let Some(given) = request.budget.as_ref().and_then(|budget| budget.works).filter(|given| *given < needed) {
+            return Err(Error::ItemsOverBudget { given, items: map.items.len(), needed });
+        }
         for (place, item) in map.items.iter().enumerate() {
             let (_, context) = map::input("", &request.context, item);
             self.0.schemas.check(agent, &context, &format!("the context of map[{place}]"))?;
@@ -233,7 +237,7 @@ impl Dispatcher {
             }
             if let Some(nested) = nested {
                 // Items are works as well.
-                let works = 1 + request.map.as_ref().map_or(0, |map| map.items.len() as u64);
+                let works = request.map.as_ref().map_or(1, works_of);
                 self.leave_room(run_id, nested, works).await?;
             }
             return self.child_of(run_id, 0).await;
@@ -316,6 +320,11 @@ impl Dispatcher {
         self.orders().pack(&mut order, Input { task: request.task, context: request.context, items }).await?;
         Ok(order)
     }
+}
+
+/// How many works an order over items is: itself, and one per item.
+fn works_of(map: &Items) -> u64 {
+    1 + map.items.len() as u64
 }
 
 /// How many bytes a task, its context and its items have together.

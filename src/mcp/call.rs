@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
-use crate::dispatcher::{Bound, Caller};
+use crate::dispatcher::{Bound, Caller, Items};
 use crate::model::access::Access;
 use crate::model::after::{After, IfFailed};
 use crate::model::id::WorkId;
@@ -230,6 +230,16 @@ impl Arguments {
             return Err(Problem::new("if_failed was given without after", "Call again with after: the ids of the works to wait for."));
         }
         Ok((!work_ids.is_empty()).then(|| After { work_ids, if_failed: if_failed.unwrap_or_default() }))
+    }
+
+    /// The items of which each becomes a work, and how many of these go on at once.
+    pub(super) fn items(&mut self) -> Result<Option<Items>, Problem> {
+        let parallel = self.integer("parallel")?;
+        match (self.list("map")?, parallel) {
+            (Some(items), parallel) => Ok(Some(Items { items, parallel })),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(Problem::new("parallel was given without map", "Call again with map: one entry per work.")),
+        }
     }
 
     /// Any JSON value.

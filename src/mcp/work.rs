@@ -11,7 +11,7 @@ use super::call::{Arguments, Call};
 use super::problem::Problem;
 use super::report::{self, Reporter};
 use super::server::Server;
-use crate::dispatcher::{Caller, Items, Request};
+use crate::dispatcher::{Caller, Request};
 use crate::model::accept::Criteria;
 use crate::model::budget::Budget;
 use crate::model::id::WorkId;
@@ -93,10 +93,7 @@ impl Server {
             accept: arguments.optional_object("accept")?.map(|given| Criteria::read(&given)).transpose()?,
             budget: arguments.optional_object("budget")?.map(|given| Budget::read(&given)).transpose()?,
             after: arguments.after()?,
-            map: arguments
-                .list("map")?
-                .map(|items| Ok::<_, Problem>(Items { items, parallel: arguments.integer("parallel")? }))
-                .transpose()?,
+            map: arguments.items()?,
         };
         let waits = match (&request.map, &request.after) {
             (Some(map), _) => Some(format!("{} items under this one work_id: await_work waits for all of them", map.items.len())),

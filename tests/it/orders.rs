@@ -460,7 +460,7 @@ async fn orders_that_cannot_be_are_refused_and_say_why(scene: &Scene) {
     let desk = scene.desk("desk").await;
     let fine = desk.assign("upper", "fine").await;
     desk.settled(&fine).await;
-    let many: Vec<u32> = (0..1001).collect();
+    let many: Vec<u32> = (0..401).collect();
     let ids: Vec<String> = (0..101).map(|n| format!("0198f2c4-7d3e-7000-8000-{n:012}")).collect();
     let cases = [
         (json!({"agent_name": "upper", "after": [UNKNOWN]}), vec![UNKNOWN, "not known", "check_work"]),
@@ -471,7 +471,9 @@ async fn orders_that_cannot_be_are_refused_and_say_why(scene: &Scene) {
         (json!({"agent_name": "upper", "if_failed": "run"}), vec!["if_failed", "after"]),
         (json!({"agent_name": "upper", "after": [fine], "context": {"after": 1}}), vec!["after", "context"]),
         (json!({"agent_name": "upper", "map": []}), vec!["map", "no items"]),
-        (json!({"agent_name": "upper", "map": many}), vec!["1001", "1000", "lattice.work.map_max"]),
+        (json!({"agent_name": "upper", "map": many}), vec!["401", "400", "lattice.work.map_max"]),
+        (json!({"agent_name": "upper", "map": ["a", "b", "c"], "budget": {"works": 3}}), vec!["budget.works is 3", "4 works"]),
+        (json!({"agent_name": "upper", "parallel": 2}), vec!["parallel", "without map"]),
         (json!({"agent_name": "upper", "map": 5}), vec!["map", "a list"]),
         (json!({"agent_name": "upper", "map": ["a"], "parallel": 0}), vec!["parallel 0"]),
         (json!({"agent_name": "strict", "map": [{"path": "a"}, {"path": 5}]}), vec!["map[1]", "/path"]),
