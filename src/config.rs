@@ -163,6 +163,8 @@ pub struct Work {
     pub held_back_max: u32,
     /// How many bytes a task and its context may have together.
     pub input_max: Size,
+    /// How many bytes an answer, or the reason of a question or of a cancel, may have.
+    pub text_max: Size,
     /// Progress of a work is merged to at most this many events a second.
     pub progress_per_second: u32,
     /// While an agent says nothing, clients that wait hear from us this often.
@@ -208,6 +210,7 @@ impl Default for Work {
             queue_size: 100,
             held_back_max: 1000,
             input_max: Size::mib(8),
+            text_max: Size::kib(16),
             progress_per_second: 20,
             progress_interval: Span::secs(5),
             lease: Span::secs(5),

@@ -261,6 +261,16 @@ pub enum Error {
         /// How large they may be.
         max: Size,
     },
+    /// A text is too large.
+    #[error("{name} is {size} bytes, and at most {max} are taken (lattice.work.text_max)")]
+    LongText {
+        /// Which one.
+        name: &'static str,
+        /// How large.
+        size: usize,
+        /// How large it may be.
+        max: Size,
+    },
     /// The priority is out of bounds.
     #[error("priority {priority} is out of bounds: it goes from -{max} to {max}, and higher is more urgent")]
     Priority {
@@ -613,8 +623,9 @@ impl Dispatcher {
     /// has run out; gives the work as it is then. Work that nobody runs is cancelled at once; settled work stays as it is.
     ///
     /// # Errors
-    /// `UnknownWork`, or the transport's.
+    /// `LongText`, `UnknownWork`, or the transport's.
     pub async fn cancel(&self, id: WorkId, reason: Option<String>, patience: std::time::Duration) -> Result<Arc<Work>> {
+        self.vet_text("reason", reason.as_ref().map_or(0, String::len))?;
         let work = self.check(id).await?;
         if work.status.is_settled() {
             // Whoever called it off may have died before it came to what hangs below.
@@ -650,8 +661,10 @@ impl Dispatcher {
     /// log counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
     ///
     /// # Errors
-    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `OwnQuestion`, `ForAPerson`, `UnknownWork`, or the transport's.
+    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `OwnQuestion`, `ForAPerson`, `LongText`, `UnknownWork`, or the
+    /// transport's.
     pub async fn answer(&self, caller: &Caller, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
+        self.vet_text("answer", reply.value.as_str().map_or_else(|| reply.value.to_string().len(), str::len))?;
         let work = self.check(id).await?;
         let ask = which_question(&work, reply.ask)?;
         if let Some(bound) = caller.work() {
@@ -683,8 +696,9 @@ impl Dispatcher {
     /// is open is not a second one.
     ///
     /// # Errors
-    /// `NoWork`, `NotRunning`, `UnknownWork`, or the transport's.
+    /// `NoWork`, `NotRunning`, `LongText`, `UnknownWork`, or the transport's.
     pub async fn escalate(&self, caller: &Caller, work_id: Option<WorkId>, question: Question) -> Result<(WorkId, u32)> {
+        self.vet_text("reason", question.reason.len())?;
         let id = work_id.or(caller.work().map(|bound| bound.work_id)).ok_or(Error::NoWork)?;
         Ok((id, self.ask(caller, id, question).await?))
     }
@@ -738,6 +752,11 @@ impl Dispatcher {
             let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(ask)) };
             self.0.transport.log.append(vec![record(&event)]).await?;
         }
+    }
+
+    fn vet_text(&self, name: &'static str, size: usize) -> Result<()> {
+        let max = self.0.config.lattice.work.text_max;
+        if size > max.as_usize() { Err(Error::LongText { name, size, max }) } else { Ok(()) }
     }
 
     fn event(&self, work: &Work, attempt: u32, kind: Kind) -> Event {

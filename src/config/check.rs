@@ -36,6 +36,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         counted(work.queue_size, "lattice.work.queue_size"),
         counted(work.held_back_max, "lattice.work.held_back_max"),
         at_least(work.input_max, Size::kib(1), "lattice.work.input_max"),
+        at_least(work.text_max, Size::kib(1), "lattice.work.text_max"),
         counted(work.progress_per_second, "lattice.work.progress_per_second"),
         (work.progress_interval < Span::millis(100), "lattice.work.progress_interval", "a duration of at least 100ms".to_owned()),
         (work.lease < Span::secs(2), "lattice.work.lease", "a duration of at least 2s".to_owned()),

@@ -160,6 +160,9 @@ fn next_step(error: &Error) -> String {
         Error::BadInput { agent, .. } => format!("Correct context and assign again; get_agent_schema {agent} shows what it takes."),
         Error::BadSchema { .. } => "This is a fault in the agent's file: tell the user, or choose another agent.".into(),
         Error::TooLarge { .. } => "Put large material into a file that the agent can read, and name it in the task.".into(),
+        Error::LongText { .. } => {
+            "Nothing was done: call again with less text; large material fits into a file, which the text names.".into()
+        }
         Error::Priority { .. } => "Leave priority out for the usual 0.".into(),
         Error::Timeout { name, .. } => format!("Leave {name} out for the default, or give one such as \"5m\"."),
         Error::NotFailed { work_id, .. } | Error::OrderForgotten(work_id) => {
@@ -258,6 +261,7 @@ mod tests {
             Error::BadInput { agent: agent.clone(), problems: vec!["at context/path: 5 is not a string".into()] },
             Error::BadSchema { agent, reason: "nonsense".into() },
             Error::TooLarge { size: 9, max: crate::model::size::Size::bytes(8) },
+            Error::LongText { name: "reason", size: 9, max: crate::model::size::Size::bytes(8) },
             Error::Priority { priority: -5000, max: 1000 },
             Error::Timeout { name: "timeout", timeout: crate::model::time::Span::secs(0), max: crate::model::time::Span::secs(9) },
             Error::UnknownRun(run_id.clone()),

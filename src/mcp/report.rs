@@ -20,7 +20,7 @@ use crate::registry::{Agent, Snapshot};
 use crate::results;
 use crate::runs::Outlook;
 
-/// How much of a failure's evidence a report shows.
+/// How much of a failure's evidence, or of a question's context, a report shows.
 const EVIDENCE_MAX: usize = 4096;
 /// How long the whole list of what is outstanding may be: 400 tokens.
 const OUTSTANDING_MAX: usize = 1600;
@@ -28,6 +28,8 @@ const OUTSTANDING_MAX: usize = 1600;
 const WAITS_SHOWN_MAX: usize = 10;
 /// How to read what does not stand in a report.
 const READ_PRINTED: &str = "call check_work with this work_id and lines, grep or bytes";
+/// How to read the whole context of a question.
+const READ_CONTEXT: &str = "call check_work with this work_id and lines, grep, jsonpath or bytes for the whole";
 /// How many settled works stand beside what is outstanding.
 const SETTLED_SHOWN_MAX: usize = 3;
 /// How many works that ask for help are shown.
@@ -169,7 +171,27 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    fn unsettled(&self, report: &mut Map<String, Value>, work: &Work, agent: Option<&AgentName>) {
+    /// A question, with as much of what an agent says as an answer can hold.
+    fn question(&mut self, work: &Work, ask: &Ask) -> Value {
+        let reason_max = self.config.lattice.work.text_max.as_usize();
+        let mut question = json!({ "ask": ask.ask, "reason": head(&ask.reason, reason_max), "needs": ask.needs });
+        if ask.reason.len() > reason_max {
+            question["reason_size"] = ask.reason.len().into();
+            question["next"] = format!("read the resource work://{} for the whole reason", work.work_id).into();
+        }
+        if ask.context.is_null() {
+            return question;
+        }
+        let (size, max) = (text_len(&ask.context), EVIDENCE_MAX.min(self.room));
+        self.room -= size.min(max);
+        question["context"] = match size <= max {
+            true => ask.context.clone(),
+            false => json!({ "begin": head(&Output::inline_text(&ask.context), max), "size": size, "next": READ_CONTEXT }),
+        };
+        question
+    }
+
+    fn unsettled(&mut self, report: &mut Map<String, Value>, work: &Work, agent: Option<&AgentName>) {
         if work.status.mark().is_some_and(|mark| mark.cancelling) {
             report.insert("cancelling".into(), true.into());
         }
@@ -199,13 +221,13 @@ impl<'a> Reporter<'a> {
             report.insert("last_attempt".into(), json!({ "kind": ended.kind, "message": ended.message }));
         }
         if let Some(ask) = work.open_question() {
-            report.insert("question".into(), question(ask));
+            report.insert("question".into(), self.question(work, ask));
             report.insert("next".into(), how_to_answer(work, ask).into());
         }
         let asking = work.asking.iter().filter_map(|item| Some((item, item.open_question()?)));
         let shown: Vec<Value> = asking
             .map(|(item, ask)| {
-                let mut shown = question(ask);
+                let mut shown = self.question(item, ask);
                 shown["work_id"] = item.work_id.to_string().into();
                 shown["next"] = how_to_answer(item, ask).into();
                 shown
@@ -257,14 +279,6 @@ impl<'a> Reporter<'a> {
         report
             .insert("next".into(), "too large to stand here: call check_work with this work_id and lines, grep, jsonpath or bytes".into());
     }
-}
-
-fn question(ask: &Ask) -> Value {
-    let mut question = json!({ "ask": ask.ask, "reason": ask.reason, "needs": ask.needs });
-    if !ask.context.is_null() {
-        question["context"] = ask.context.clone();
-    }
-    question
 }
 
 fn how_to_answer(work: &Work, ask: &Ask) -> String {
@@ -322,6 +336,15 @@ fn failed(report: &mut Map<String, Value>, failure: &Failure) {
                     the user can as well, with `lattice-mcp work redrive` and the work_id";
         report.insert("next".into(), next.into());
     }
+}
+
+/// The beginning of a text.
+fn head(text: &str, max: usize) -> &str {
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// The end of a text, where failures say why.

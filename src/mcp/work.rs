@@ -15,6 +15,7 @@ use crate::dispatcher::{Caller, Request};
 use crate::model::accept::Criteria;
 use crate::model::budget::Budget;
 use crate::model::id::WorkId;
+use crate::model::output::Output;
 use crate::model::time::Span;
 use crate::model::work::{Outcome, Work};
 use crate::results::{self, Selector};
@@ -260,10 +261,12 @@ impl Server {
 
     async fn part(&self, id: WorkId, selector: &Selector) -> Result<Answer, Problem> {
         let work = self.dispatcher().check(id).await?;
+        let asked = work.open_question().map(|ask| Output::Inline(ask.context.clone()));
+        let asked = asked.filter(|context| *context != Output::Inline(Value::Null));
         let output = match &work.outcome {
             Some(Outcome::Complete(output)) => Some(output),
-            // What an agent had printed when it was stopped is all there is.
-            _ => work.printed.as_ref(),
+            // What an agent asks with, or had printed when it was stopped, is all there is.
+            _ => asked.as_ref().or(work.printed.as_ref()),
         };
         let Some(output) = output else {
             let next = if work.status.is_settled() { "Call check_work with the work_id alone." } else { "Wait for it with await_work." };

@@ -195,6 +195,45 @@ async fn an_agent_answers_neither_its_own_question_nor_one_for_a_person_through_
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_are_too_long_are_refused_and_a_large_context_is_shown_in_part() {
+    for stage in Stage::both() {
+        let script = r#"read -r order
+filler=$(head -c 300000 /dev/zero | tr '\0' x)
+echo "::lattice {\"escalate\": {\"reason\": \"which?\", \"context\": {\"text\": \"${filler}the end\"}}}"
+read -r answer; printf '%s' "$answer""#;
+        interactive(&stage.place, "wordy", script);
+        stage.place.agent("gated", "", "while [ ! -e gate ]; do sleep 0.02; done");
+        let (client, _leaf) = stage.open(&["wordy", "gated"]).await;
+        let (id, gated) = (client.assign("wordy", "x").await, client.assign("gated", "x").await);
+        reaches(&client, &id, "ESCALATED").await;
+        reaches(&client, &gated, "ACCEPTED").await;
+
+        let long = "x".repeat(20_000);
+        for (tool, name, arguments) in [
+            ("cancel_work", "reason", json!({"work_id": id, "reason": long})),
+            ("answer_work", "answer", json!({"work_id": id, "answer": long})),
+            ("answer_work", "answer", json!({"work_id": id, "answer": {"text": long}})),
+            ("escalate", "reason", json!({"work_id": gated, "reason": long})),
+        ] {
+            let refused = client.refusal(tool, arguments).await;
+            assert!(refused.contains(name) && refused.contains("lattice.work.text_max") && refused.contains("200"), "{refused}");
+        }
+        let asking = client.call("await_work", json!({"work_id": id})).await;
+        assert!(asking["status"] == "ESCALATED" && asking.to_string().len() < 8_000, "{} bytes", asking.to_string().len());
+        let context = &asking["question"]["context"];
+        assert_eq!(context["size"], 300_000 + r#"{"text":"the end"}"#.len(), "{context}");
+        assert!(context["begin"].as_str().unwrap().starts_with(r#"{"text":"xxx"#) && context["next"].is_string(), "{context}");
+        let part = client.call("check_work", json!({"work_id": id, "bytes": "300000-400000"})).await;
+        assert!(part["selection"]["text"].as_str().unwrap().ends_with(r#"the end"}"#), "{part}");
+
+        client.call("answer_work", json!({"work_id": id, "answer": "short"})).await;
+        assert_eq!(client.settled(&id).await["status"], "COMPLETE");
+        let cancelled = client.call("cancel_work", json!({"work_id": gated, "reason": "enough"})).await;
+        assert_eq!(cancelled["reason"], "enough", "{cancelled}");
+    }
+}
+
 /// A request of the newer protocol, of a client that knows tasks.
 pub(crate) async fn modern(client: &Client, method: &str, mut params: Value) -> Value {
     params["_meta"] = json!({
