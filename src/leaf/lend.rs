@@ -17,11 +17,14 @@ pub(super) const EVERY: Duration = Duration::from_millis(500);
 const BELOW_MAX: u32 = 200;
 
 impl Leaf {
-    /// How many places are free.
+    /// How many places are free, at least: who lends is looked for only when none is.
     pub(super) fn room(&self) -> usize {
-        let running = self.0.running();
+        let (running, places) = (self.0.running(), self.0.config.lattice.work.max_parallel as usize);
+        if running.len() < places {
+            return places - running.len();
+        }
         let taken = running.len() - lenders(running.values().filter_map(|running| running.run_id.as_ref())).len();
-        (self.0.config.lattice.work.max_parallel as usize).saturating_sub(taken)
+        places.saturating_sub(taken)
     }
 
     /// For each attempt that can lend its place: the works below it that wait.
