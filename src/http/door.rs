@@ -34,7 +34,9 @@ impl Name {
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Some(Self { host: ip.to_string(), port: None });
         }
-        let authority: Authority = text.parse().ok().filter(|_| !text.contains('@'))?;
+        // What follows an address in brackets is a port or nothing; the parser lets anything pass there.
+        let is_clean = text.split_once(']').is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(':'));
+        let authority: Authority = text.parse().ok().filter(|_| is_clean && !text.contains('@'))?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
         let port = authority.port().map(|port| port.as_str().parse()).transpose().ok()?;
         (!host.is_empty()).then_some(Self { host, port })
@@ -260,6 +262,7 @@ mod tests {
             "127.0.0.2",
             "10.0.0.1",
             "a@localhost",
+            "[::1]workpass",
             "localhost.evil.example",
             "",
             ":1",
