@@ -31,16 +31,15 @@ impl Orders {
         let mut all = true;
         let mut looked: Option<Instant> = None;
         loop {
-            let is_due = !own || looked.is_none_or(|at| at.elapsed() >= runs::SELDOM) || self.holds_back().await;
-            if is_due {
-                looked = Some(Instant::now());
-            }
-            match if is_due { self.round(all).await } else { Ok(()) } {
-                Ok(()) | Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
-                Err(error) => tracing::warn!(%error, "could not look after works that wait for others; trying again"),
-            }
             // Whoever hardly ever reads the run store does so for as long as something waits here.
             let holds_back = own && self.holds_back().await;
+            if !own || holds_back || looked.is_none_or(|at| at.elapsed() >= runs::SELDOM) {
+                looked = Some(Instant::now());
+                match self.round(all).await {
+                    Ok(()) | Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
+                    Err(error) => tracing::warn!(%error, "could not look after works that wait for others; trying again"),
+                }
+            }
             let read = async {
                 if holds_back {
                     self.0.runs.follow().await;

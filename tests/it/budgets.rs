@@ -8,7 +8,7 @@ use crate::stage::{Stage, done};
 
 /// An agent that assigns what its task lists, and one that uses sixty tokens each time.
 fn agents(place: &Place) {
-    std::fs::write(place.agents.path().join("assigner.py"), include_str!("assigner.py")).unwrap();
+    std::fs::write(place.agents.path().join("assigner.py"), concat!(include_str!("calls.py"), include_str!("assigner.py"))).unwrap();
     place.agent("assigner", "", "cat > /dev/null; exec python3 ./assigner.py");
     place.agent("spender", "", SPEND);
     place.agent("counted", "", "echo x >> ran");

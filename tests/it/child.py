@@ -1,41 +1,6 @@
-"""An agent that uses the lattice as a child of its own run: assigns, awaits, escalates. Plain JSON-RPC, no SDK."""
-import json, os, subprocess, sys
-
-config = json.load(open(os.environ["LATTICE_MCP_CONFIG"]))["mcpServers"]["lattice"]
-server = subprocess.Popen([config["command"], *config["args"]], env={**os.environ, **config.get("env", {})},
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-count = 0
-
-
-def send(message):
-    server.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-    server.stdin.flush()
-
-
-def request(method, params):
-    global count
-    count += 1
-    send({"id": count, "method": method, "params": params})
-    for line in server.stdout:
-        message = json.loads(line)
-        if message.get("id") == count and "method" not in message:
-            return message["result"]
-    sys.exit("the lattice went away")
-
-
-def call(tool, **arguments):
-    result = request("tools/call", {"name": tool, "arguments": arguments})
-    if result.get("isError"):
-        sys.exit(result["content"][0]["text"])
-    return result["structuredContent"]
-
-
-request("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "child", "version": "0"}})
-send({"method": "notifications/initialized"})
+# Assigns, awaits and escalates.
 assigned = call("assign_work", agent_name="upper", task="from below")
 settled = call("await_work", work_id=assigned["work_id"])
 settled = settled.get("works", [settled])[0]
 answer = call("escalate", reason="may I?")
-print(json.dumps({"child_run": assigned["run_id"], "child_result": settled["result"], "answer": answer["answer"]}))
-server.stdin.close()
-server.wait()
+leave({"child_run": assigned["run_id"], "child_result": settled["result"], "answer": answer["answer"]})

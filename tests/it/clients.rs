@@ -213,24 +213,30 @@ fn run(client: &Client, lattice: &Lattice, server: &[&str]) -> Result<Report, St
         .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a child process") {
-            break Some(status);
-        }
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let status = ended(&mut child, PATIENCE);
     let (stdout, stderr) = (stdout.join().expect("its output"), stderr.join().expect("its errors"));
     let ended = status.map_or_else(|| format!("did not end within {PATIENCE:?}"), |status| status.to_string());
     if !status.is_some_and(|status| status.success()) {
         return Err(format!("the client {ended}\n{stderr}"));
     }
     serde_json::from_str(stdout.trim()).map_err(|error| format!("no report ({error}): {stdout}\n{stderr}"))
+}
+
+/// How a program ended; nothing when it had to be killed, for it took too long. A child's end gives no other sign while its output
+/// is read elsewhere.
+pub(crate) fn ended(child: &mut std::process::Child, patience: Duration) -> Option<std::process::ExitStatus> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child process") {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub(crate) fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {

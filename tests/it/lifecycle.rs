@@ -300,7 +300,7 @@ async fn a_refused_order_leaves_its_idempotency_key_free() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_assigns_and_escalates_as_a_child_through_its_own_connection() {
     let place = Place::new();
-    std::fs::write(place.agents.path().join("child.py"), include_str!("child.py")).unwrap();
+    std::fs::write(place.agents.path().join("child.py"), concat!(include_str!("calls.py"), include_str!("child.py"))).unwrap();
     place.agent("parent", "", "cat > /dev/null; exec python3 ./child.py");
     let client = place.client().await;
     let assigned = client.call("assign_work", json!({"agent_name": "parent", "task": "go"})).await;

@@ -4,10 +4,11 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::clients::ended;
 use crate::harness::{Lattice, TOKEN};
 use crate::lifecycle::resident_kib;
 use crate::web::{Ask, Wire, call, initialize};
@@ -124,16 +125,8 @@ impl Flooded {
 
     fn end(mut self) {
         drop(self.stdin.take());
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().expect("a child process") {
-                assert!(status.success(), "{status}");
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.child.kill();
-        panic!("the server does not leave");
+        let status = ended(&mut self.child, PATIENCE).expect("the server leaves");
+        assert!(status.success(), "{status}");
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::clients::{drain, tool};
+use crate::clients::{drain, ended, tool};
 use crate::harness::{Lattice, TOKEN};
 
 const PATIENCE: Duration = Duration::from_secs(400);
@@ -26,15 +26,7 @@ fn fuzz(lattice: &Lattice, server: &[&str]) -> Vec<String> {
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
     let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
-    let deadline = Instant::now() + PATIENCE;
-    while child.try_wait().expect("a child process").is_none() {
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("mcpsec did not end within {PATIENCE:?}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    assert!(ended(&mut child, PATIENCE).is_some(), "mcpsec did not end within {PATIENCE:?}");
     let said = format!("{}{}", stdout.join().expect("its output"), stderr.join().expect("its errors"));
     let report = std::fs::read_to_string(lattice.path().join("report.json")).unwrap_or_else(|error| panic!("no report: {error}\n{said}"));
     let report: Value = serde_json::from_str(&report).expect("a report in JSON");

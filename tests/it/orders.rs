@@ -35,7 +35,7 @@ impl Scene {
         );
         scene.agent("context", "", "echo \"begin $LATTICE_TASK\" >> ran; printf '%s' \"$LATTICE_CONTEXT\"");
         scene.agent("broken", "", "echo 'no such luck' >&2; exit 3");
-        std::fs::write(scene.agents.path().join("nested.py"), include_str!("nested.py")).unwrap();
+        std::fs::write(scene.agents.path().join("nested.py"), concat!(include_str!("calls.py"), include_str!("nested.py"))).unwrap();
         scene.agent("nested", "", "cat > /dev/null; echo $$ >> pids; exec python3 ./nested.py");
         scene
     }
@@ -384,7 +384,7 @@ async fn those_who_wait_for_an_order_over_many_items_do_not_keep_its_items_out(s
 }
 
 async fn agents_that_wait_for_their_works_lend_them_their_places(scene: &Scene) {
-    std::fs::write(scene.agents.path().join("assigner.py"), include_str!("assigner.py")).unwrap();
+    std::fs::write(scene.agents.path().join("assigner.py"), concat!(include_str!("calls.py"), include_str!("assigner.py"))).unwrap();
     scene.agent("assigner", "", "cat > /dev/null; exec python3 ./assigner.py");
     scene.agent("part", "", "echo \"+ $LATTICE_TASK\" >> parts; sleep 0.1; echo \"- $LATTICE_TASK\" >> parts");
     scene.leaf_of(2);

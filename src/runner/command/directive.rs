@@ -196,23 +196,8 @@ fn ordinary(chunk: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::command::fuzz::split;
     use proptest::prelude::*;
-
-    fn split(output: &[u8], step: usize, line_max: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
-        let mut splitter = Splitter::new(line_max);
-        let (mut text, mut marked) = (Vec::new(), Vec::new());
-        let mut put = |piece: Piece<'_>| match piece {
-            Piece::Text(bytes) => text.extend_from_slice(&bytes),
-            Piece::Marked(line) => marked.push(line),
-        };
-        for mut chunk in output.chunks(step.max(1)) {
-            while let Some(piece) = splitter.next(&mut chunk) {
-                put(piece);
-            }
-        }
-        splitter.end().into_iter().for_each(put);
-        (text, marked)
-    }
 
     #[test]
     fn marked_lines_are_told_from_output() {

@@ -16,8 +16,8 @@ const LINE_MAX: usize = 256;
 /// A size of chunks, and a program's output.
 pub(crate) fn output(bytes: &[u8]) {
     let Some((step, output)) = bytes.split_first() else { return };
-    let whole = split(output, output.len());
-    assert_eq!(split(output, usize::from(*step)), whole, "chunks make no difference");
+    let whole = split(output, output.len(), LINE_MAX);
+    assert_eq!(split(output, usize::from(*step), LINE_MAX), whole, "chunks make no difference");
     for line in whole.1 {
         match Directive::parse(line.trim_ascii_end()) {
             Err(reason) => assert!(!reason.is_empty()),
@@ -34,8 +34,9 @@ pub(crate) fn output(bytes: &[u8]) {
     }
 }
 
-fn split(output: &[u8], step: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
-    let mut splitter = Splitter::new(LINE_MAX);
+/// The text and the marked lines of an output that comes in pieces of so many bytes.
+pub(super) fn split(output: &[u8], step: usize, line_max: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let mut splitter = Splitter::new(line_max);
     let (mut text, mut marked) = (Vec::new(), Vec::new());
     let mut put = |piece: Piece<'_>| match piece {
         Piece::Text(bytes) => text.extend_from_slice(&bytes),

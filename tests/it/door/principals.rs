@@ -46,7 +46,8 @@ fn agents(stage: &Stage) {
         "---\nname: asker\ndescription: asks\nrunner: { kind: command, command: [sh, asker.sh], interactive: true }\n---\n",
     )
     .unwrap();
-    std::fs::write(stage.place.agents.path().join("nested.py"), include_str!("../nested.py")).unwrap();
+    std::fs::write(stage.place.agents.path().join("nested.py"), concat!(include_str!("../calls.py"), include_str!("../nested.py")))
+        .unwrap();
     stage.place.agent("parent", "", "cat > /dev/null; exec python3 ./nested.py");
 }
 
