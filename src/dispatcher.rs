@@ -673,7 +673,7 @@ impl Dispatcher {
         let by = Answerer { who: reply.who, id: new_answer_id() };
         let event = self.event(&work, 0, Kind::Answered { ask, answer: reply.value, by: Some(by.clone()) });
         let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
-        self.0.transport.queue.wake(&self.target(&work), id, deadline, vec![record(&event)]).await?;
+        self.0.transport.queue.wake(&self.target(&work), id, deadline, vec![record(event)]).await?;
         let (_, work) = self.history(id).await?;
         let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answered_by.as_ref());
         match stands {
@@ -750,7 +750,7 @@ impl Dispatcher {
             // The agent itself asks through a process of its own station; anybody else asks in its stead.
             let side = if self.target(&work) == self.0.registry.me().station { Side::Leaf } else { Side::Assigner };
             let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(ask)) };
-            self.0.transport.log.append(vec![record(&event)]).await?;
+            self.0.transport.log.append(vec![record(event)]).await?;
         }
     }
 

@@ -130,7 +130,7 @@ impl Orders {
             attempt: 0,
             kind: Kind::Assigned(Box::new(order)),
         };
-        self.0.transport.queue.push(&station, item, limit, Some(record(&event))).await?;
+        self.0.transport.queue.push(&station, item, limit, Some(record(event))).await?;
         Ok(())
     }
 

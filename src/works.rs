@@ -171,10 +171,10 @@ pub fn event_of(entry: &Entry) -> Option<Event> {
 }
 
 /// The record of an event, under the subject where its side writes.
-pub fn record(event: &Event) -> Record {
+pub fn record(event: Event) -> Record {
     let subject = match event.side {
         Side::Leaf => Subject::Response(event.work_id),
         Side::Assigner => Subject::Status(event.work_id),
     };
-    Record { subject, body: Bytes::from(event.to_bytes()) }
+    Record { subject, body: Bytes::from(event.into_bytes()) }
 }

@@ -69,7 +69,7 @@ impl Dispatcher {
             }
         }
         let event = self.event(&old, 0, Kind::Redriven { work_id });
-        self.0.transport.log.append(vec![record(&event)]).await?;
+        self.0.transport.log.append(vec![record(event)]).await?;
         Ok(assigned)
     }
 

@@ -94,7 +94,7 @@ pub(super) fn accept(me: &Identity) -> Accept {
         let (station, instance) = (me.station.clone(), me.instance);
         let (work_id, attempt) = (taken.delivery.id, taken.delivery.attempt);
         let run_id = assignment.orchestrator_run_id;
-        Some(record(&Event { work_id, run_id, at: now(), station, instance, side: Side::Leaf, attempt, kind: Kind::Accepted }))
+        Some(record(Event { work_id, run_id, at: now(), station, instance, side: Side::Leaf, attempt, kind: Kind::Accepted }))
     })
 }
 
@@ -104,7 +104,7 @@ async fn refuse(leaf: &Inner, delivery: &Delivery, error: &serde_json::Error) {
     let settled = async {
         let work = leaf.works.get(delivery.id).await?.filter(|work| !work.status.is_settled());
         let failure = Failure::new(FailureKind::Unstartable, format!("the order cannot be read ({error}): assign the work again"));
-        let failed = |work: &Work| record(&event(leaf, &work.run_id, delivery, Kind::Failed { failure, duration_ms: 0 }));
+        let failed = |work: &Work| record(event(leaf, &work.run_id, delivery, Kind::Failed { failure, duration_ms: 0 }));
         leaf.transport.queue.settle(delivery, work.as_deref().map(failed).into_iter().collect()).await
     };
     if let Err(error) = settled.await {
@@ -138,7 +138,7 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
             Some(work) if work.status.is_settled() => Vec::new(),
             Some(work) if work.status.mark().is_some_and(|mark| mark.cancelling) => {
                 let kind = Kind::Cancelled { reason: work.cancel_reason.clone() };
-                vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
+                vec![record(event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
             }
             _ => {
                 if let Some(work) = &work
@@ -154,7 +154,7 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
                     _ => never_began(&assignment, paused_until(leaf, taken).await?),
                 };
                 let kind = Kind::Failed { failure, duration_ms: 0 };
-                vec![record(&event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
+                vec![record(event(leaf, &assignment.orchestrator_run_id, &taken.delivery, kind))]
             }
         };
         leaf.transport.queue.settle(&taken.delivery, records).await.map(|_| ())
@@ -485,7 +485,7 @@ impl Attempt<'_> {
     }
 
     fn record(&self, kind: Kind) -> Record {
-        record(&event(self.leaf, &self.assignment.orchestrator_run_id, self.delivery, kind))
+        record(event(self.leaf, &self.assignment.orchestrator_run_id, self.delivery, kind))
     }
 }
 

@@ -157,7 +157,7 @@ impl Fixture {
             attempt,
             kind,
         };
-        self.dispatcher.transport().log.append(vec![record(&event)]).await.unwrap();
+        self.dispatcher.transport().log.append(vec![record(event)]).await.unwrap();
     }
 
     /// A work of this agent, which asks a person.

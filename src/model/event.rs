@@ -445,8 +445,13 @@ impl Wire {
 impl Event {
     /// The event as JSON bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
+        self.clone().into_bytes()
+    }
+
+    /// As `to_bytes`, without a copy of what the event holds.
+    pub fn into_bytes(self) -> Vec<u8> {
         // A `Wire` has string keys only, so writing it into memory does not fail.
-        serde_json::to_vec(&Wire::of(self.clone())).unwrap_or_default()
+        serde_json::to_vec(&Wire::of(self)).unwrap_or_default()
     }
 
     /// Reads an event that stands where this side writes; unknown fields are ignored, unknown types kept as `Other`.

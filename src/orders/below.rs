@@ -34,7 +34,7 @@ impl Orders {
             attempt: 0,
             kind: Kind::Cancelled { reason },
         };
-        let records = vec![record(&event)];
+        let records = vec![record(event)];
         let (transport, id) = (&self.0.transport, work.work_id);
         let station = work.assignment.as_ref().map_or(&me.station, |order| &order.target_station);
         match work.status {

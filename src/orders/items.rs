@@ -37,7 +37,7 @@ impl Orders {
             return self.call_off(order, spec).await;
         }
         if matches!(work.status, Status::Pending(_)) {
-            self.0.transport.log.append(vec![record(&self.event(order, ATTEMPT, Kind::Accepted))]).await?;
+            self.0.transport.log.append(vec![record(self.event(order, ATTEMPT, Kind::Accepted))]).await?;
         }
         self.give_out(order, spec, &mut standing).await?;
         let settled = standing.values().filter(|status| status.is_settled()).count();
@@ -95,7 +95,7 @@ impl Orders {
         }
         let message = format!("{settled} of {} items have settled", spec.count);
         let progress = Kind::Progress { pct: Some(percent.into()), message: Some(message) };
-        self.0.transport.log.append(vec![record(&self.event(order, ATTEMPT, progress))]).await?;
+        self.0.transport.log.append(vec![record(self.event(order, ATTEMPT, progress))]).await?;
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl Orders {
     }
 
     async fn finish(&self, order: &Assignment, kind: Kind) -> Result<()> {
-        let end = record(&self.event(order, ATTEMPT, kind));
+        let end = record(self.event(order, ATTEMPT, kind));
         self.0.transport.queue.remove(&order.target_station, order.work_id, vec![end]).await?;
         Ok(())
     }

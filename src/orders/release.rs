@@ -42,7 +42,7 @@ impl Orders {
             Verdict::Start => {
                 let released = self.event(order, 0, Kind::Released);
                 let deadline = order.start_by().after(released.at.since(order.assigned_at));
-                queue.wake(&order.target_station, work.work_id, Some(deadline), vec![record(&released)]).await?;
+                queue.wake(&order.target_station, work.work_id, Some(deadline), vec![record(released)]).await?;
                 Ok(())
             }
             ended => self.end(order, ended).await,
@@ -61,7 +61,7 @@ impl Orders {
             }
             Verdict::Wait | Verdict::Start => return Ok(()),
         };
-        self.0.transport.queue.remove(&order.target_station, order.work_id, vec![record(&event)]).await?;
+        self.0.transport.queue.remove(&order.target_station, order.work_id, vec![record(event)]).await?;
         Ok(())
     }
 

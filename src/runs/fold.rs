@@ -131,7 +131,7 @@ mod tests {
         let order = event(Side::Assigner, 0, Kind::Assigned(Box::new(assignment.clone())));
         let done = event(Side::Leaf, 1, Kind::Complete { result: Output::Inline("y".into()), duration_ms: 1, checks: Vec::new() });
         for event in [&accepted, &order, &done] {
-            log.append(vec![record(event)]).await.unwrap();
+            log.append(vec![record(event.clone())]).await.unwrap();
         }
         let entries = log.read(Filter::AllWork, Position::default(), 9).await.unwrap();
         // One after the other, and by two processes, the second of which comes after the first word.

@@ -223,10 +223,10 @@ impl Seed {
             held_back: false,
             body: Bytes::from_static(b"{}"),
         };
-        let announce = record(&event(0, Kind::Assigned(Box::new(order))));
+        let announce = record(event(0, Kind::Assigned(Box::new(order))));
         transport.queue.push(&"there".parse().unwrap(), item, 100, Some(announce)).await.unwrap();
         for (attempt, kind) in then {
-            transport.log.append(vec![record(&event(*attempt, kind.clone()))]).await.unwrap();
+            transport.log.append(vec![record(event(*attempt, kind.clone()))]).await.unwrap();
         }
     }
 }

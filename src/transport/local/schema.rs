@@ -152,6 +152,8 @@ impl File {
             waited < BUSY_MAX
         }))?;
         conn.set_prepared_statement_cache_capacity(PREPARED_MAX);
+        // Otherwise a statement whose plan could look at a bound value is planned again for each value.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         conn.pragma_update(None, "temp_store", "MEMORY")?;
         match purpose {
             Use::Write(durability) => {
