@@ -5,8 +5,10 @@
 
 mod attempt;
 mod claim;
+mod expire;
 mod lend;
 mod policy;
+mod watch_over;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -308,7 +310,7 @@ impl Leaf {
             match queue.take_expired(self.0.registry.me().instance, self.0.config.lattice.work.lease.get(), EXPIRED_MAX).await {
                 Ok(expired) => {
                     for taken in expired {
-                        attempt::expire(&self.0, &taken).await;
+                        expire::expire(&self.0, &taken).await;
                     }
                 }
                 Err(error) => tracing::warn!(%error, "could not look for works whose time is up"),

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jsonschema::Validator;
 use serde_json::{Map, Value};
 
+use super::caller::Opened;
 use super::keys::Key;
 use super::nested::Nested;
-use super::{Assigned, Bound, Caller, Dispatcher, Error, Items, Opened, Request, Result};
+use super::{Assigned, Bound, Caller, Dispatcher, Error, Items, Request, Result};
 use crate::agents::schema;
 use crate::model::after::After;
 use crate::model::budget::Allowance;

@@ -14,6 +14,7 @@ mod queue;
 mod row;
 mod stream;
 mod table;
+mod tail;
 mod told;
 mod watcher;
 

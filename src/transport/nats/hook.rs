@@ -3,22 +3,22 @@
 //! Pure: whoever proposes an operation decides with its own clock, and has seen every earlier one, since the server takes an operation
 //! only right after the last one that its proposer knew. So every process folds the same state.
 
+mod wire;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
-use crate::model::id::{InstanceId, StationId, WorkId};
+use self::wire::{Form, Message, Snapshot, State, VERSION, VERSION_WITHOUT_PAUSE};
+pub(super) use self::wire::{Label, Op};
+use crate::model::id::{StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
-use crate::model::turn::{Lines, Turn};
+use crate::model::turn::Lines;
 use crate::transport::{Delivery, LaneLoad, Waits, Want};
 
-/// The version of the operations' form, and the one of those that know of no pause.
-const VERSION: u32 = 2;
-const VERSION_WITHOUT_PAUSE: u32 = 1;
 /// How many bytes of bodies are kept at hand, in all and of one item.
 const BODIES_MAX: usize = 16 << 20;
 const BODY_MAX: usize = 64 << 10;
@@ -26,131 +26,6 @@ const BODY_MAX: usize = 64 << 10;
 const NAMES_MAX: usize = 4096;
 /// For how long it is remembered when an orchestrator was served.
 const SERVED_KEPT: Duration = Duration::from_secs(3600);
-
-/// What is agreed upon of an item, which is named by the sequence of its message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum Op {
-    /// Held by somebody until a moment: a new attempt.
-    #[serde(rename = "t")]
-    Take {
-        seq: u64,
-        holder: InstanceId,
-        until: Timestamp,
-        /// When, if it is somebody's turn that is used up.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        at: Option<Timestamp>,
-        /// It counts for the pace of its lane.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        paced: bool,
-    },
-    /// Held on to.
-    #[serde(rename = "x")]
-    Extend { seq: u64, until: Timestamp, deadline: Option<Timestamp> },
-    /// Free again, not before a moment.
-    #[serde(rename = "r")]
-    Release { seq: u64, at: Option<Timestamp>, deadline: Option<Timestamp> },
-    /// Its deadline was moved.
-    #[serde(rename = "m")]
-    Move { seq: u64, deadline: Timestamp },
-    /// Gone.
-    #[serde(rename = "d")]
-    Drop { seq: u64 },
-    /// Nobody takes from a lane before a moment; without one, everybody may.
-    #[serde(rename = "p")]
-    Pause { lane: String, until: Option<Timestamp> },
-}
-
-/// A message about a hook's items.
-#[derive(Debug, Serialize, Deserialize)]
-struct Message {
-    v: u32,
-    #[serde(default)]
-    ops: Vec<Op>,
-    #[serde(default)]
-    all: Option<Snapshot>,
-}
-
-/// What every message has, of whatever version.
-#[derive(Deserialize)]
-struct Form {
-    v: u32,
-}
-
-/// All items that live, so that what was said before may be forgotten.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Snapshot {
-    /// Items up to here that are not listed are gone.
-    upto: u64,
-    items: Vec<(u64, u32, State, Timestamp)>,
-    /// Until when lanes are paused.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    paused: Vec<(String, Timestamp)>,
-    /// When orchestrators were served last.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    served: Vec<(Arc<str>, Timestamp)>,
-    /// The starts of the last minute, by lane and second.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    paces: Vec<(String, Vec<(i64, u32)>)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-enum State {
-    #[serde(rename = "f")]
-    Free(Option<Timestamp>),
-    #[serde(rename = "h")]
-    Held(InstanceId, Timestamp),
-}
-
-/// What an item's message says of it, in a header.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Label {
-    pub(super) id: WorkId,
-    pub(super) turn: Turn,
-    pub(super) deadline: Timestamp,
-    pub(super) lane: Arc<str>,
-    /// It stays where it is until somebody wakes it; said in a header of its own.
-    pub(super) held_back: bool,
-}
-
-impl Label {
-    /// As a header's text: whatever is not plain in the lane is escaped.
-    pub(super) fn to_header(&self) -> String {
-        let plain = |b: u8| b.is_ascii_graphic() && b != b'%';
-        let lane: String = self.lane.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect();
-        format!("{} {} {} {lane}", self.id, self.turn.priority, self.deadline.as_millis())
-    }
-
-    /// Its place among what waits, as the text of one more header.
-    pub(super) fn turn_header(&self) -> String {
-        let Turn { origin, since, urgency, .. } = &self.turn;
-        format!("{urgency} {} {origin}", since.as_millis())
-    }
-
-    /// From both texts; what has no place is of an older program, and goes before those that have one.
-    pub(super) fn from_headers(text: &str, turn: Option<&str>) -> Option<Self> {
-        let mut parts = text.splitn(4, ' ');
-        let (id, priority, deadline) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let place = |text: &str| {
-            let mut parts = text.splitn(3, ' ');
-            let (urgency, since) = (parts.next()?.parse().ok()?, Timestamp::from_millis(parts.next()?.parse().ok()?));
-            Some(Turn { origin: parts.next()?.into(), priority, since, urgency })
-        };
-        let old = || Turn { origin: "-".into(), priority, since: Timestamp::from_millis(0), urgency: i64::from(priority) };
-        let turn = turn.and_then(place).unwrap_or_else(old);
-        let mut lane = Vec::new();
-        let mut rest = parts.next()?.bytes();
-        while let Some(b) = rest.next() {
-            lane.push(if b == b'%' {
-                let digits = [rest.next()?, rest.next()?];
-                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
-            } else {
-                b
-            });
-        }
-        let lane = String::from_utf8(lane).ok()?.into();
-        Some(Self { id, turn, deadline: Timestamp::from_millis(deadline), lane, held_back: false })
-    }
-}
 
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
@@ -657,6 +532,8 @@ pub(super) fn until(now: Timestamp, lease: Duration) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::InstanceId;
+    use crate::model::turn::Turn;
 
     #[test]
     fn labels_survive_any_lane() {

@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use super::blobs::NatsBlobs;
 use super::link::{Fault, Link};
-use super::stream::{Stored, Stream, Tail};
+use super::stream::{Stored, Stream};
 use super::stream_config;
+use super::tail::Tail;
 use super::told::Told;
 use crate::transport::{Entry, Error, Filter, Follow, Log, Position, Record, Result};
 

@@ -298,7 +298,7 @@ impl Table for NatsTable {
 /// Waits a little before the next try, differently in each process.
 async fn pause(n: u32) {
     let most = Duration::from_millis(1).saturating_mul(1 << n.min(8)).min(PAUSE_MAX);
-    tokio::time::sleep(most.mul_f64(super::stream::rand_unit())).await;
+    tokio::time::sleep(most.mul_f64(super::tail::rand_unit())).await;
 }
 
 fn shown(key: &str) -> String {

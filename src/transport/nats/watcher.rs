@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::row::{Cell, REMOVAL_KEPT, State};
-use super::stream::{Stored, Tail};
+use super::stream::Stored;
 use super::table::{NatsTable, Rows};
+use super::tail::Tail;
 use crate::model::time::Timestamp;
 use crate::transport::{Bucket, Change, Result, Row, Watch};
 

@@ -1,0 +1,163 @@
+//! Questions of agents and their answers.
+
+use std::sync::{Arc, PoisonError};
+
+use serde_json::Value;
+
+use super::{Bound, Caller, Dispatcher, Error, Result};
+use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
+use crate::model::id::WorkId;
+use crate::model::work::{Exchange, Status, Work};
+use crate::telemetry::{new_answer_id, now};
+use crate::works::record;
+
+/// An answer to a question.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The answer: data for the agent.
+    pub value: Value,
+    /// The question's number; the open one when absent.
+    pub ask: Option<u32>,
+    /// Who gives it: a person themself, or an orchestrator.
+    pub who: Needs,
+}
+
+/// A question on behalf of a work.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// What is needed.
+    pub reason: String,
+    /// What helps to decide.
+    pub context: Value,
+    /// Who is asked.
+    pub needs: Needs,
+}
+
+impl Dispatcher {
+    /// Answers a question of a work, the open one unless it is named; the same work goes on. Of several answers the first one on the
+    /// log counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
+    ///
+    /// # Errors
+    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `OwnQuestion`, `ForAPerson`, `LongText`, `UnknownWork`, or the
+    /// transport's.
+    pub async fn answer(&self, caller: &Caller, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
+        self.vet_text("answer", reply.value.as_str().map_or_else(|| reply.value.to_string().len(), str::len))?;
+        let work = self.check(id).await?;
+        let ask = which_question(&work, reply.ask)?;
+        if let Some(bound) = caller.work() {
+            may_answer(bound, &work, ask)?;
+        }
+        let by = Answerer { who: reply.who, id: new_answer_id() };
+        let event = self.event(&work, 0, Kind::Answered { ask, answer: reply.value, by: Some(by.clone()) });
+        let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
+        self.0.transport.queue.wake(&self.target(&work), id, deadline, vec![record(event)]).await?;
+        let (_, work) = self.history(id).await?;
+        let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answered_by.as_ref());
+        match stands {
+            Some(stands) if *stands == by => Ok(work),
+            Some(_) => Err(Error::AnsweredAlready { work_id: id, ask }),
+            // It settled in between, or its question was answered by an older version.
+            None => Err(which_question(&work, Some(ask)).err().unwrap_or(Error::AnsweredAlready { work_id: id, ask })),
+        }
+    }
+
+    /// Waits while a question is open, at most for `patience`; gives the work as it is then.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn while_open(&self, id: WorkId, ask: u32, patience: std::time::Duration) -> Result<Arc<Work>> {
+        self.wait_until(id, patience, |work| work.open_question().is_none_or(|open| open.ask != ask)).await
+    }
+
+    /// Asks for help on behalf of a running work; gives the work and the question's number. The same question asked again while it
+    /// is open is not a second one.
+    ///
+    /// # Errors
+    /// `NoWork`, `NotRunning`, `LongText`, `UnknownWork`, or the transport's.
+    pub async fn escalate(&self, caller: &Caller, work_id: Option<WorkId>, question: Question) -> Result<(WorkId, u32)> {
+        self.vet_text("reason", question.reason.len())?;
+        let id = work_id.or(caller.work().map(|bound| bound.work_id)).ok_or(Error::NoWork)?;
+        Ok((id, self.ask(caller, id, question).await?))
+    }
+
+    /// Waits for the answer to a question; `None` when `patience` ran out first.
+    ///
+    /// # Errors
+    /// `UnknownWork`, or the transport's.
+    pub async fn answer_to(&self, caller: &Caller, id: WorkId, ask: u32, patience: std::time::Duration) -> Result<Option<Value>> {
+        let answered =
+            |work: &Work| work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answer.clone());
+        let work = self.wait_until(id, patience, |work| work.status.is_settled() || answered(work).is_some()).await?;
+        let answer = answered(&work);
+        if answer.is_some() {
+            caller.had.lock().unwrap_or_else(PoisonError::into_inner).insert((id, ask));
+        }
+        Ok(answer)
+    }
+
+    /// Puts a question; gives its number.
+    async fn ask(&self, caller: &Caller, id: WorkId, question: Question) -> Result<u32> {
+        loop {
+            let work = self.check(id).await?;
+            let attempt = match (caller.work().filter(|bound| bound.work_id == id), work.status.mark()) {
+                (_, None) => return Err(Error::NotRunning { work_id: id, status: work.status.label() }),
+                (Some(bound), Some(_)) => bound.attempt,
+                (None, Some(mark)) => mark.attempt,
+            };
+            // The same question again picks up the open one, or an answer that this caller has not had yet.
+            let same = |ask: &Ask| ask.reason == question.reason && ask.context == question.context;
+            let fresh = |exchange: &&Exchange| same(&exchange.ask) && (exchange.answer.is_none() || !caller.has_had(id, exchange.ask.ask));
+            let known = work.exchanges.iter().rev().find(fresh);
+            // One that an attempt asked which then died is put again, under its number.
+            if let Some(known) = known.filter(|known| known.answer.is_some() || matches!(work.status, Status::Escalated { .. })) {
+                return Ok(known.ask.ask);
+            }
+            if matches!(work.status, Status::Pending(_)) {
+                return Err(Error::NotRunning { work_id: id, status: work.status.label() });
+            }
+            let next = || work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
+            let number = known.map_or_else(next, |known| known.ask.ask);
+            let ask = Ask {
+                ask: number,
+                reason: question.reason.clone(),
+                context: question.context.clone(),
+                needs: question.needs,
+                parked: false,
+            };
+            // The agent itself asks through a process of its own station; anybody else asks in its stead.
+            let side = if self.target(&work) == self.0.registry.me().station { Side::Leaf } else { Side::Assigner };
+            let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(ask)) };
+            self.0.transport.log.append(vec![record(event)]).await?;
+        }
+    }
+}
+
+/// The question that an answer is for.
+fn which_question(work: &Work, meant: Option<u32>) -> Result<u32> {
+    let (work_id, last) = (work.work_id, work.exchanges.last());
+    let answered = |ask: u32| work.exchanges.iter().any(|exchange| exchange.ask.ask == ask && exchange.answer.is_some());
+    match (work.status, meant) {
+        (status, _) if status.is_settled() => Err(Error::NotEscalated { work_id, status: status.label() }),
+        (_, Some(ask)) if answered(ask) => Err(Error::AnsweredAlready { work_id, ask }),
+        (Status::Escalated { ask: open, .. }, Some(ask)) if ask != open => Err(Error::OtherQuestion { work_id, ask, open }),
+        (Status::Escalated { ask, .. }, _) => Ok(ask),
+        // Its agent died with the question open; the next attempt finds the answer.
+        (_, Some(ask)) if work.exchanges.iter().any(|exchange| exchange.ask.ask == ask) => Ok(ask),
+        (status, None) => match (work.interrupted_question(), last) {
+            (Some(asked), _) => Ok(asked.ask),
+            (None, Some(last)) => Err(Error::AnsweredAlready { work_id, ask: last.ask.ask }),
+            (None, None) => Err(Error::NotEscalated { work_id, status: status.label() }),
+        },
+        (status, Some(_)) => Err(Error::NotEscalated { work_id, status: status.label() }),
+    }
+}
+
+/// Whether an agent may answer a question. It need not be open: one that an agent died with is still for whom it was.
+fn may_answer(agent: &Bound, work: &Work, ask: u32) -> Result<()> {
+    let work_id = work.work_id;
+    let is_for_a_person = |exchange: &Exchange| exchange.ask.ask == ask && exchange.ask.needs == Needs::Human;
+    if agent.work_id == work_id {
+        return Err(Error::OwnQuestion { work_id, ask });
+    }
+    if work.exchanges.iter().any(is_for_a_person) { Err(Error::ForAPerson { work_id, ask }) } else { Ok(()) }
+}
