@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -64,7 +65,8 @@ struct Inner {
     /// When what runs here was held last.
     held_ms: AtomicI64,
     /// When it was looked last whether an attempt can lend its place.
-    lent_ms: AtomicI64,
+    /// From when on it may be looked again whether attempts can lend their places.
+    lend_at: Mutex<Instant>,
     /// Takes nothing but these works, if set.
     only: Mutex<Option<Vec<WorkId>>>,
 }
@@ -113,7 +115,7 @@ impl Leaf {
             freed: watch::Sender::new(0),
             taking: tokio::sync::Mutex::default(),
             held_ms: AtomicI64::new(now().as_millis()),
-            lent_ms: AtomicI64::new(0),
+            lend_at: Mutex::new(Instant::now()),
             only: Mutex::default(),
         }))
     }
@@ -178,8 +180,10 @@ impl Leaf {
         let mut freed = self.0.freed.subscribe();
         // Whoever is told of what comes need not look for it, but now and then.
         let mut look = true;
+        // Beside the taking: it may take long to find out who can lend its place.
+        let (mut lending, mut lent) = (None, Vec::new());
         while !cancel.is_cancelled() {
-            let next_at = match self.take(std::mem::take(&mut look)).await {
+            let next_at = match self.take(std::mem::take(&mut look), std::mem::take(&mut lent)).await {
                 Ok(Some(next_at)) => next_at,
                 Ok(None) => continue,
                 Err(error) => {
@@ -188,9 +192,15 @@ impl Leaf {
                     Some(now().after(TROUBLE_PAUSE))
                 }
             };
+            if lending.is_none() && self.may_lend() {
+                lending = Some(self.lent().boxed());
+            }
             let wake = next_at.map_or(LOOK_EVERY, |at| at.since(now()).min(LOOK_EVERY));
             tokio::select! {
                 () = cancel.cancelled() => {}
+                found = async { match &mut lending { Some(lending) => lending.await, None => std::future::pending().await } } => {
+                    (lending, lent) = (None, found);
+                }
                 () = signal.changed() => {}
                 _ = changes.changed() => look = true,
                 _ = freed.changed() => {}
@@ -199,13 +209,14 @@ impl Leaf {
         }
     }
 
-    /// Takes as much as there is room for. `None`: something was taken, and there may be more.
-    async fn take(&self, look: bool) -> Result<Option<Option<Timestamp>>> {
+    /// Takes as much as there is room for, and one of each group of works that have a place lent. `None`: something was taken, and
+    /// there may be more.
+    async fn take(&self, look: bool, lent: Vec<Vec<WorkId>>) -> Result<Option<Option<Timestamp>>> {
         let all = Room { places: self.room(), only: self.0.only.lock().unwrap_or_else(PoisonError::into_inner).clone() };
         let takes_all = all.only.is_none();
         let (mut some, mut next_at) = self.fill(all, look).await?;
         if takes_all && self.room() == 0 {
-            for works in self.lent().await {
+            for works in lent {
                 some |= self.fill(Room { places: 1, only: Some(works) }, look).await?.0;
             }
             next_at = next_at.into_iter().chain([now().after(lend::EVERY)]).min();

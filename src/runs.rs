@@ -198,19 +198,29 @@ impl Runs {
         }
     }
 
-    /// Takes in all that stands in the log now.
+    /// Takes in all that stands in the log now; what comes meanwhile is not waited for, however much that is.
     ///
     /// # Errors
     /// The store's or the log's.
     pub async fn catch_up(&self) -> Result<()> {
         let mut folds = self.state.lock().await;
         self.begin(&mut folds).await?;
+        let mut head = None;
         loop {
             let entries = self.log.read(Filter::AllWork, folds.upto, BATCH).await?;
-            if entries.is_empty() {
+            let is_end = entries.len() < BATCH;
+            if !entries.is_empty() {
+                self.take_in(&mut folds, entries).await?;
+            }
+            // Where it ends is asked for by whoever is far behind only.
+            let head = match head {
+                _ if is_end => return Ok(()),
+                Some(head) => head,
+                None => *head.insert(self.log.head().await?),
+            };
+            if folds.upto >= head {
                 return Ok(());
             }
-            self.take_in(&mut folds, entries).await?;
         }
     }
 
@@ -508,5 +518,47 @@ mod tests {
                 }
             });
         }
+    }
+
+    /// A log to which more is added with each look at it.
+    struct Growing {
+        end: std::sync::atomic::AtomicU64,
+    }
+
+    #[async_trait::async_trait]
+    impl Log for Growing {
+        async fn append(&self, _: Vec<transport::Record>) -> transport::Result<Position> {
+            unreachable!("nobody writes")
+        }
+
+        async fn read(&self, _: Filter, after: Position, limit: usize) -> transport::Result<Vec<Entry>> {
+            use std::sync::atomic::Ordering;
+            let end = self.end.fetch_add(limit as u64, Ordering::Relaxed);
+            let subject = transport::Subject::Status(crate::telemetry::new_work_id());
+            let entry = |seq| Entry { position: Position(seq), subject: subject.clone(), by: None, body: "{}".into() };
+            Ok((after.0 + 1..=end).take(limit).map(entry).collect())
+        }
+
+        async fn follow(&self, _: Filter, _: Position) -> transport::Result<Box<dyn transport::Follow>> {
+            unreachable!("nobody follows")
+        }
+
+        async fn replay(&self, _: Filter) -> transport::Result<(Vec<Entry>, Box<dyn transport::Follow>)> {
+            unreachable!("nobody follows")
+        }
+
+        async fn head(&self) -> transport::Result<Position> {
+            Ok(Position(self.end.load(std::sync::atomic::Ordering::Relaxed)))
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_catches_up_with_a_log_that_grows_as_fast_comes_to_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(Growing { end: (4 * BATCH as u64).into() });
+        let runs = Runs::open(dir.path(), log.clone()).unwrap();
+        tokio::time::timeout(Duration::from_secs(60), runs.catch_up()).await.expect("an end").unwrap();
+        let upto = runs.state.lock().await.upto.0;
+        assert!(upto >= 4 * BATCH as u64, "{upto}: what was there is taken in");
     }
 }

@@ -4,15 +4,19 @@
 //! counts unless something below it runs in this process, so the places stay as many as there are, and depth bounds what runs at once.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Leaf;
 use crate::model::id::{RunId, WorkId};
-use crate::telemetry::now;
+use crate::transport::LaneLoad;
 
 /// How often it is looked at most whether an attempt can lend its place, and at least while none is free.
 pub(super) const EVERY: Duration = Duration::from_millis(500);
+/// How much longer than a look took nobody looks again.
+const REST: u32 = 4;
 /// How many of the works below an attempt are looked at.
 const BELOW_MAX: u32 = 200;
 
@@ -27,20 +31,33 @@ impl Leaf {
         places.saturating_sub(taken)
     }
 
+    /// Whether it is time to look who can lend its place.
+    pub(super) fn may_lend(&self) -> bool {
+        let takes_all = self.0.only.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        let is_due = *self.0.lend_at.lock().unwrap_or_else(PoisonError::into_inner) <= Instant::now();
+        takes_all && is_due && self.room() == 0
+    }
+
     /// For each attempt that can lend its place: the works below it that wait.
     pub(super) async fn lent(&self) -> Vec<Vec<WorkId>> {
-        let at = now().as_millis();
-        let every = i64::try_from(EVERY.as_millis()).unwrap_or(i64::MAX);
-        if at.saturating_sub(self.0.lent_ms.load(Ordering::Relaxed)) < every {
-            return Vec::new();
-        }
-        self.0.lent_ms.store(at, Ordering::Relaxed);
+        let began = Instant::now();
+        let found = self.find_lent().await;
+        let rest = EVERY.max(began.elapsed() * REST);
+        *self.0.lend_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + rest;
+        found
+    }
+
+    async fn find_lent(&self) -> Vec<Vec<WorkId>> {
         let runs: Vec<RunId> = {
             let running = self.0.running();
             let lent = lenders(running.values().filter_map(|running| running.run_id.as_ref()));
             running.values().filter_map(|running| running.run_id.clone()).filter(|run| !lent.contains(run)).collect()
         };
         let found = async {
+            let waits = |load: &LaneLoad| load.waiting > load.held_back;
+            if !self.0.transport.queue.load(&self.0.registry.me().station).await?.iter().any(waits) {
+                return Ok(Vec::new());
+            }
             self.0.runs.catch_up().await?;
             let mut lent = Vec::new();
             for run in &runs {

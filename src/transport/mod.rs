@@ -166,7 +166,7 @@ pub trait Log: Send + Sync {
     /// Appends in order, all or nothing; durable when it returns. Gives the last record's position.
     async fn append(&self, records: Vec<Record>) -> Result<Position>;
 
-    /// Up to `limit` entries after a position, in order.
+    /// Up to `limit` entries after a position, in order; fewer only where the log ends.
     async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>>;
 
     /// Everything after a position, first what is there, then what comes; nothing is skipped or repeated.

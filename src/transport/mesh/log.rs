@@ -72,16 +72,22 @@ impl Log for Mesh {
         }
         let mut entries = self.local.log.read(filter, Position(at.local), limit).await?;
         at.mark_local(&mut entries);
-        if entries.len() < limit {
-            // Without the server, what is known here is all there is.
-            let Ok(far) = self.far() else { return Ok(entries) };
-            match far.log.read(filter, Position(at.far), limit - entries.len()).await {
+        // Without the server, what is known here is all there is.
+        let Ok(far) = self.far() else { return Ok(entries) };
+        while entries.len() < limit {
+            let room = limit - entries.len();
+            match far.log.read(filter, Position(at.far), room).await {
                 Ok(mut more) => {
+                    // However much of it was forwarded from here: that is not the end of the server's log.
+                    let is_end = more.len() < room;
                     at.mark_far(&mut more);
                     self.saw(at.far);
                     entries.extend(self.not_local(more).await?);
+                    if is_end {
+                        break;
+                    }
                 }
-                Err(Error::Unreachable(_) | Error::Unanswered(_)) => {}
+                Err(Error::Unreachable(_) | Error::Unanswered(_)) => break,
                 Err(error) => return Err(error),
             }
         }
@@ -203,5 +209,53 @@ impl Follow for Two {
                 changed = self.opened.changed(), if self.far.is_none() => changed.map_err(|_| Error::Closed)?,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::telemetry::{new_instance, new_work_id};
+    use crate::transport::mesh::{Place, compose};
+    use crate::transport::{Reach, Subject, local};
+
+    #[tokio::test]
+    async fn what_stands_behind_much_that_was_forwarded_is_read() {
+        const PAGE: usize = 64;
+        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = Config::default().lattice.storage;
+        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let place = Place { station: "here".parse().unwrap(), instance: new_instance(), forwards: false };
+        let (_opened, opened) = watch::channel(Some(far.transport()));
+        let (_reach, reach) = watch::channel(Reach::Connected);
+        let mesh = compose(near.transport(), opened, reach, place, TaskTracker::new(), CancellationToken::new());
+        let word = |id| Record { subject: Subject::Status(id), body: "{}".into() };
+        // Far more than a page of works that live here, all of which the server's log has as well.
+        let ours: Vec<Record> = (0..3 * PAGE).map(|_| word(new_work_id())).collect();
+        near.transport().log.append(ours.clone()).await.unwrap();
+        far.transport().log.append(ours.clone()).await.unwrap();
+        let theirs = new_work_id();
+        far.transport().log.append(vec![word(theirs)]).await.unwrap();
+
+        let (mut read, mut after) = (Vec::new(), Position::default());
+        loop {
+            let page = mesh.log.read(Filter::AllWork, after, PAGE).await.unwrap();
+            let is_end = page.len() < PAGE;
+            after = page.last().map_or(after, |entry| entry.position);
+            read.extend(page);
+            if is_end {
+                break;
+            }
+        }
+        assert_eq!(read.len(), ours.len() + 1, "each once");
+        assert_eq!(read.last().and_then(|entry| entry.subject.work()), Some(theirs));
+        assert!(mesh.log.read(Filter::AllWork, after, PAGE).await.unwrap().is_empty());
+        near.close();
+        far.close();
     }
 }

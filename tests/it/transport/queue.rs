@@ -69,6 +69,8 @@ pub(crate) async fn orchestrators_of_equal_urgency_take_turns(fixture: &mut impl
     let urgent = work();
     push(&t, &at, item_of("greedy", urgent, "b", 1, fixture.now())).await;
     fixture.pass(Duration::from_secs(1)).await;
+    // Each has heard of what the other one pushed.
+    assert!(load(&t, &at).await == load(&second, &at).await);
     let mut order = Vec::new();
     for process in [&second, &t, &second, &t, &second] {
         order.extend(take(process, &at, &[("a", 1), ("b", 1)], 1).await);
