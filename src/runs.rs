@@ -177,8 +177,10 @@ impl Runs {
         let fold = async {
             loop {
                 let folded = if seldom { self.catch_up().await } else { self.fold_on().await };
-                if let Err(error) = folded {
-                    tracing::warn!(%error, "the run store fell behind the log; trying again");
+                match folded {
+                    // The connection itself says so, once.
+                    Ok(()) | Err(Error::Log(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
+                    Err(error) => tracing::warn!(%error, "the run store fell behind the log; trying again"),
                 }
                 tokio::time::sleep(if seldom { SELDOM } else { Duration::from_secs(1) }).await;
             }

@@ -187,10 +187,13 @@ pub(super) async fn pass(State(door): State<Arc<Door>>, mut request: Request, ne
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
     match response.extensions_mut().remove() {
         Some(Said { reason, cause }) => {
-            let told = cause.is_none_or(|cause| door.told.of(peer.map(|at| at.ip()), cause, who.as_ref()));
-            if told {
+            let untold = match cause {
+                Some(cause) => door.told.of(peer.map(|at| at.ip()), cause, who.as_ref()).then_some(0),
+                None => door.told.of_plain(),
+            };
+            if let Some(untold) = untold {
                 let who = who.as_ref().map(tracing::field::display);
-                tracing::warn!(status, %method, path, peer = ?peer, who, reason, "refused an HTTP request");
+                tracing::warn!(status, %method, path, peer = ?peer, who, reason, untold, "refused an HTTP request");
             }
         }
         None => tracing::debug!(status, %method, path, ms, "answered an HTTP request"),

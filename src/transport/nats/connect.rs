@@ -233,9 +233,12 @@ impl Heard {
     fn hear(&self, event: Event) {
         match event {
             Event::Connected => {
-                self.reach.send_replace(Reach::Connected);
+                let before = self.reach.send_replace(Reach::Connected);
                 self.raised.send_modify(|count| *count += 1);
-                tracing::info!(url = self.url, "connected to the NATS server");
+                match before {
+                    Reach::Away { .. } => tracing::warn!(url = self.url, "connected to the NATS server again"),
+                    _ => tracing::info!(url = self.url, "connected to the NATS server"),
+                }
             }
             Event::Disconnected => {
                 let reason = format!("the NATS server at {} cannot be reached; this station keeps trying", self.url);
