@@ -11,6 +11,9 @@ use crate::model::work::{Exchange, Status, Work};
 use crate::telemetry::{new_answer_id, now};
 use crate::works::record;
 
+/// How often a question is put that others get in the way of.
+const TRIES: u32 = 8;
+
 /// An answer to a question.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -97,13 +100,15 @@ impl Dispatcher {
 
     /// Puts a question; gives its number.
     async fn ask(&self, caller: &Caller, id: WorkId, question: Question) -> Result<u32> {
-        loop {
+        for _ in 0..TRIES {
             let work = self.check(id).await?;
-            let attempt = match (caller.work().filter(|bound| bound.work_id == id), work.status.mark()) {
-                (_, None) => return Err(Error::NotRunning { work_id: id, status: work.status.label() }),
-                (Some(bound), Some(_)) => bound.attempt,
-                (None, Some(mark)) => mark.attempt,
-            };
+            let refused = || Error::NotRunning { work_id: id, status: work.status.label() };
+            let mark = work.status.mark().ok_or_else(refused)?;
+            let attempt = caller.work().filter(|bound| bound.work_id == id).map_or(mark.attempt, |bound| bound.attempt);
+            // Its process is one that a later attempt has taken the work from.
+            if attempt < mark.attempt {
+                return Err(refused());
+            }
             // The same question again picks up the open one, or an answer that this caller has not had yet.
             let same = |ask: &Ask| ask.reason == question.reason && ask.context == question.context;
             let fresh = |exchange: &&Exchange| same(&exchange.ask) && (exchange.answer.is_none() || !caller.has_had(id, exchange.ask.ask));
@@ -113,10 +118,11 @@ impl Dispatcher {
                 return Ok(known.ask.ask);
             }
             if matches!(work.status, Status::Pending(_)) {
-                return Err(Error::NotRunning { work_id: id, status: work.status.label() });
+                return Err(refused());
             }
             let next = || work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
-            let number = known.map_or_else(next, |known| known.ask.ask);
+            // A later one was answered since: under its old number nobody would see it.
+            let number = known.map(|known| known.ask.ask).filter(|ask| *ask > mark.answered).unwrap_or_else(next);
             let ask = Ask {
                 ask: number,
                 reason: question.reason.clone(),
@@ -129,6 +135,8 @@ impl Dispatcher {
             let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(ask)) };
             self.0.transport.log.append(vec![record(event)]).await?;
         }
+        // Others ask and answer at the same moment, again and again.
+        Err(Error::NotRunning { work_id: id, status: self.check(id).await?.status.label() })
     }
 }
 

@@ -29,14 +29,14 @@ pub(super) fn before(work: &Work, attempt: u32, policy: &Policy) -> Verdict {
     if crashed && !policy.retries(FailureKind::Crashed) {
         return Verdict::GiveUp(Failure::new(
             FailureKind::Crashed,
-            "the process that ran it died, and the agent is not tried again after that",
+            "the process that ran it gave no more sign of life, and the agent is not tried again after that",
         ));
     }
     let max = policy.max_attempts;
     if work.attempts_burnt(attempt) < max {
         return Verdict::Run;
     }
-    let message = format!("all {max} attempts are used up, and the last one gave no result: its process died");
+    let message = format!("all {max} attempts are used up, and the last one gave no result: its process gave no more sign of life");
     let last = earlier.and_then(|earlier| earlier.ended.clone());
     let mut failure = last.unwrap_or_else(|| Failure::new(FailureKind::Crashed, message));
     failure.dead_letter = true;

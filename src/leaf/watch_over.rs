@@ -59,6 +59,8 @@ pub(super) struct Watch<'a> {
     pub(super) why: Option<Why>,
     asks: u32,
     answered: u32,
+    /// The last question that has an answer on the log: an earlier one cannot be opened again.
+    pub(super) closed: u32,
     pub(super) last_ask: Option<Ask>,
     /// What earlier attempts asked, if this one's agent can be handed their answers.
     before: Vec<Exchange>,
@@ -89,6 +91,7 @@ impl<'a> Watch<'a> {
             why: None,
             asks,
             answered: asks,
+            closed: work.status.mark().map_or(0, |mark| mark.answered),
             last_ask: None,
             before: if attempt.definition.runner.hears_answers() { work.exchanges.clone() } else { Vec::new() },
             again: Vec::new(),
@@ -205,7 +208,7 @@ impl<'a> Watch<'a> {
             None => self.end(Why::Lost),
             Some(mark) if mark.attempt > self.attempt.delivery.attempt => self.end(Why::Lost),
             Some(mark) if mark.cancelling => self.end(Why::Cancelled(work.cancel_reason.clone())),
-            Some(_) => {}
+            Some(mark) => self.closed = self.closed.max(mark.answered),
         }
         for exchange in &work.exchanges {
             let ask = exchange.ask.ask;
@@ -254,11 +257,12 @@ impl<'a> Watch<'a> {
                         return Ok(());
                     }
                     // It is the same question still: whoever is about to answer it does not answer in vain.
-                    Some((ask, None, _)) => {
+                    Some((ask, None, _)) if ask > self.closed => {
                         self.again.push(ask);
                         ask
                     }
-                    None => {
+                    // A later one was answered since: under its old number nobody would see it.
+                    _ => {
                         self.asks += 1;
                         self.asks
                     }

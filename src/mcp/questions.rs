@@ -60,11 +60,13 @@ impl Server {
         let work = self.dispatcher().check(id).await?;
         // What a model says is not what a person says: where they can be asked themselves, they are.
         let person = Asked::of_person(&work).filter(|(asked, _)| ask.is_none_or(|ask| ask == asked.ask));
-        let interrupted = work.interrupted_question().filter(|asked| asked.needs == Needs::Human && ask.is_none_or(|ask| ask == asked.ask));
+        let meant = ask.or_else(|| work.interrupted_question().map(|asked| asked.ask));
+        let unanswered = work.exchanges.iter().filter(|exchange| exchange.answer.is_none()).map(|exchange| &exchange.ask);
+        let interrupted = unanswered.filter(|asked| Some(asked.ask) == meant).find(|asked| asked.needs == Needs::Human);
         match (self.way(&call), person) {
             // The next attempt asks them again: nobody answers in their stead until then.
-            (Some(_), None) if interrupted.is_some() => {
-                let wrong = format!("the agent of work {id} begins anew, and will ask the user its question again");
+            (Some(_), None) if let Some(asked) = interrupted => {
+                let wrong = format!("question {} of work {id} is for the user, who is asked again when its agent asks it anew", asked.ask);
                 Err(Problem::new(wrong, &format!("Go on with await_work {id}.")))
             }
             (Some(_), Some((asked, _))) if declined.contains(&asked) => Err(not_allowed(id)),

@@ -15,7 +15,7 @@ use super::{Parts, Server, serve_lines};
 use crate::agents::Catalog;
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::dispatcher::{Bound, Caller, Dispatcher};
+use crate::dispatcher::{Bound, Caller, Dispatcher, Question};
 use crate::model::agent::{Definition, Limits, Manifest, Prompt, RunnerSpec};
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use crate::model::id::WorkId;
@@ -892,6 +892,72 @@ async fn a_station_that_cannot_wake_says_so() {
     assert!(client.refused("check_work", json!({})).await.contains("the store is read-only"));
     let listed = client.request("tools/list", json!({})).await;
     assert!(listed["error"]["message"].as_str().unwrap().contains("read-only"), "{listed}");
+}
+
+#[tokio::test]
+async fn a_question_asked_again_after_a_later_one_was_answered_is_seen_by_somebody() {
+    let fixture = Fixture::new();
+    fixture.offer(&["helper"]).await;
+    let mut client = fixture.client().await;
+    let id = fixture.asks_a_person(&mut client, "helper").await;
+    let work_id: WorkId = id.as_str().unwrap().parse().unwrap();
+    fixture.happens(&id, 2, Kind::Accepted).await;
+    let colour = Ask { ask: 2, reason: "which colour?".into(), context: Value::Null, needs: Needs::Orchestrator, parked: false };
+    fixture.happens(&id, 2, Kind::Escalate(colour)).await;
+    fixture.happens(&id, 0, Kind::Answered { ask: 2, answer: json!("red"), by: None }).await;
+
+    let again = || Question { reason: "may I?".into(), context: Value::Null, needs: Needs::Human };
+    let agent = |attempt| {
+        let run_id = format!("{}-1", uuid::Uuid::from_u128(1)).parse().unwrap();
+        Caller::bound(Bound { work_id, run_id, attempt })
+    };
+    let events = async || fixture.dispatcher.history(work_id).await.unwrap().0.len();
+    let before = events().await;
+    // The process of an attempt that another one has followed is not heard, and says nothing on the log.
+    assert!(matches!(fixture.dispatcher.escalate(&agent(1), None, again()).await, Err(crate::dispatcher::Error::NotRunning { .. })));
+    assert_eq!(events().await, before);
+    for _ in 0..2 {
+        assert_eq!(fixture.dispatcher.escalate(&agent(2), None, again()).await.unwrap(), (work_id, 3));
+    }
+    assert_eq!(events().await, before + 1, "it is put once");
+    let work = fixture.dispatcher.check(work_id).await.unwrap();
+    assert_eq!(work.open_question().map(|open| (open.ask, open.needs)), Some((3, Needs::Human)));
+}
+
+#[tokio::test]
+async fn an_earlier_question_to_a_person_is_not_answered_by_a_model_whose_user_can_be_asked() {
+    let fixture = Fixture::new();
+    fixture.offer(&["helper"]).await;
+    let mut client = fixture.client_with(json!({ "elicitation": {} })).await;
+    let id = fixture.asks_a_person(&mut client, "helper").await;
+    let colour = Ask { ask: 2, reason: "which colour?".into(), context: Value::Null, needs: Needs::Orchestrator, parked: false };
+    fixture.happens(&id, 1, Kind::Escalate(colour)).await;
+    for _ in 0..2 {
+        let refused = client.refused("answer_work", json!({ "work_id": id, "ask": 1, "answer": "yes" })).await;
+        assert!(refused.contains("for the user"), "{refused}");
+        let work = fixture.dispatcher.check(id.as_str().unwrap().parse().unwrap()).await.unwrap();
+        if work.open_question().is_some() {
+            client.call("answer_work", json!({ "work_id": id, "ask": 2, "answer": "red" })).await;
+        }
+    }
+    let work = fixture.dispatcher.check(id.as_str().unwrap().parse().unwrap()).await.unwrap();
+    let answers: Vec<_> = work.exchanges.iter().map(|exchange| exchange.answer.clone()).collect();
+    assert_eq!(answers, [None, Some(json!("red"))]);
+}
+
+#[tokio::test]
+async fn a_question_that_its_agent_died_with_stops_no_clock_once_the_work_goes_on() {
+    let fixture = Fixture::new();
+    fixture.offer(&["helper"]).await;
+    let mut client = fixture.client().await;
+    let id = fixture.asks_a_person(&mut client, "helper").await;
+    let work_id: WorkId = id.as_str().unwrap().parse().unwrap();
+    let later = || now().after(Duration::from_secs(3600));
+    let open = fixture.dispatcher.check(work_id).await.unwrap();
+    assert!(open.waited(later()) >= Duration::from_secs(3600));
+    fixture.happens(&id, 2, Kind::Accepted).await;
+    let goes_on = fixture.dispatcher.check(work_id).await.unwrap();
+    assert!(goes_on.waited(later()) < Duration::from_secs(600));
 }
 
 #[tokio::test]

@@ -552,8 +552,21 @@ impl Work {
 
     /// How long it waited for other works and for answers in all, up to now; that time does not count against its timeout.
     pub fn waited(&self, now: Timestamp) -> std::time::Duration {
-        let answers = self.exchanges.iter().map(|exchange| exchange.answered_at.unwrap_or(now).since(exchange.asked_at));
+        let answers = self.exchanges.iter().map(|exchange| self.waited_until(exchange, now).since(exchange.asked_at));
         answers.chain([self.held_back(now)]).sum()
+    }
+
+    /// Until when it waited for an answer: to one that its agent died with only until it was tried again.
+    fn waited_until(&self, exchange: &Exchange, now: Timestamp) -> Timestamp {
+        let is_open = self.open_question().is_some_and(|open| open.ask == exchange.ask.ask);
+        match exchange.answered_at {
+            Some(at) => at,
+            None if is_open => now,
+            None => {
+                let again = self.attempts.iter().map(|attempt| attempt.started_at).find(|at| *at > exchange.asked_at);
+                again.or(self.retry_at).or(self.settled_at).map_or(now, |at| at.min(now))
+            }
+        }
     }
 
     /// How long it waited for other works.

@@ -110,7 +110,10 @@ async fn an_answer_that_comes_before_the_next_attempt_asks_again_is_kept_for_it_
     // A client with forms could ask the person, and so its model can't answer for them; without forms, the model asked its user.
     for arguments in [json!({"work_id": id, "answer": "yes"}), json!({"work_id": id, "answer": "yes", "ask": 1})] {
         let refused = modern(&client, "tools/call", json!({"name": "answer_work", "arguments": arguments})).await;
-        assert!(refused["result"]["isError"] == true && refused.to_string().contains("ask the user its question again"), "{refused}");
+        assert!(
+            refused["result"]["isError"] == true && refused.to_string().contains("is asked again when its agent asks it anew"),
+            "{refused}"
+        );
     }
     client.call("answer_work", json!({"work_id": id, "answer": "go"})).await;
     std::fs::write(place.agents.path().join("gate"), "").unwrap();
