@@ -7,7 +7,7 @@ use jsonschema::Validator;
 use serde_json::{Map, Value};
 
 use super::caller::Opened;
-use super::keys::Key;
+use super::keys::{Key, Reserved};
 use super::nested::Nested;
 use super::{Assigned, Bound, Caller, Dispatcher, Error, Items, Request, Result};
 use crate::agents::schema;
@@ -55,18 +55,20 @@ impl Dispatcher {
             let ids = (new_work_id(), self.open_run(caller, nested, &request).await?);
             return self.hand_over(caller, nested, &agent, request, ids, priority, timeout).await;
         };
-        let (keyed, is_new) = self.reserve(&key, caller, nested, &request).await?;
-        // A new one is known to nobody: to ask might only fail, with the key bound to nothing.
-        if !is_new && let Some(known) = self.known(&keyed, &agent).await? {
-            return Ok(known);
-        }
+        let (keyed, revision) = match self.reserve(&key, caller, nested, &request, &agent).await? {
+            Reserved::Known(known) => return Ok(known),
+            Reserved::New(keyed, revision) => (keyed, Some(revision)),
+            Reserved::TakenOver(keyed) => (keyed, None),
+        };
         let ids = (keyed.work_id, keyed.run_id.clone());
         let assigned = self.hand_over(caller, nested, &agent, request, ids, priority, timeout).await;
         match &assigned {
             Ok(_) => self.note_done(&key, keyed).await,
-            // Nothing was done: the key may be used anew.
-            Err(Error::Transport(transport::Error::Full { .. } | transport::Error::Unreachable(_) | transport::Error::Denied(_))) => {
-                self.forget(&key, &keyed).await;
+            // Nothing was done: the key may be used anew. Whoever took the order over cannot know that of others.
+            Err(Error::Transport(transport::Error::Full { .. } | transport::Error::Unreachable(_) | transport::Error::Denied(_)))
+                if let Some(revision) = revision =>
+            {
+                self.forget(&key, &keyed, revision).await;
             }
             Err(_) => {}
         }

@@ -27,6 +27,16 @@ pub(super) struct Keyed {
     pub(super) done: bool,
 }
 
+/// What an order with a key comes to.
+pub(super) enum Reserved {
+    /// A new work, whose row has this revision.
+    New(Keyed, u64),
+    /// Somebody bound the key to it of whose order nothing is known.
+    TakenOver(Keyed),
+    /// It has been given out.
+    Known(Assigned),
+}
+
 /// A caller's key, and the order that came with it.
 pub(super) struct Key {
     text: String,
@@ -72,27 +82,36 @@ impl Dispatcher {
     /// The work of an earlier order under this key, if there was one.
     pub(super) async fn recall(&self, key: &Key, agent: &Agent) -> Result<Option<Assigned>> {
         match self.kept(key).await? {
-            Some(keyed) => self.known(&keyed, agent).await,
+            Some((keyed, _)) => self.known(&keyed, agent).await,
             None => Ok(None),
         }
     }
 
-    /// Binds a key to an order: to a new work, or to the one that somebody bound it to meanwhile; says whether it is new.
+    /// Binds a key to an order: to a new work, which gives the revision of its row, or to the one that somebody bound it to meanwhile.
+    /// That one is taken over if nothing is known of it: whoever bound it to the work does not free it any more.
     pub(super) async fn reserve(
         &self,
         key: &Key,
         caller: &Caller,
         nested: Option<&Nested<'_>>,
         request: &Request,
-    ) -> Result<(Keyed, bool)> {
+        agent: &Agent,
+    ) -> Result<Reserved> {
         loop {
-            if let Some(keyed) = self.kept(key).await? {
-                return Ok((keyed, false));
+            if let Some((keyed, revision)) = self.kept(key).await? {
+                if let Some(known) = self.known(&keyed, agent).await? {
+                    return Ok(Reserved::Known(known));
+                }
+                match self.keep(key, &keyed, Expect::Revision(revision)).await {
+                    Ok(_) => return Ok(Reserved::TakenOver(keyed)),
+                    Err(transport::Error::Conflict { .. }) => continue,
+                    Err(error) => return Err(error.into()),
+                }
             }
             let run_id = self.open_run(caller, nested, request).await?;
             let keyed = Keyed { work_id: new_work_id(), run_id, order: key.order.clone(), done: false };
             match self.keep(key, &keyed, Expect::Absent).await {
-                Ok(()) => return Ok((keyed, true)),
+                Ok(revision) => return Ok(Reserved::New(keyed, revision)),
                 Err(transport::Error::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -106,14 +125,14 @@ impl Dispatcher {
         }
     }
 
-    /// Frees a key whose order was refused before anything was done about it; not if somebody else has carried it out.
-    pub(super) async fn forget(&self, key: &Key, keyed: &Keyed) {
+    /// Frees a key whose order was refused before anything was done about it; not if somebody else has taken it over.
+    pub(super) async fn forget(&self, key: &Key, keyed: &Keyed, revision: u64) {
         let forgotten = async {
             let row = self.transport().table.get(Bucket::Keys, &key.row).await?;
             let same = |kept: &Keyed| kept.work_id == keyed.work_id && !kept.done;
             match row {
-                Some(row) if serde_json::from_slice(&row.value).is_ok_and(|kept| same(&kept)) => {
-                    self.transport().table.remove(Bucket::Keys, &key.row, Expect::Revision(row.revision)).await.map(|_| ())
+                Some(row) if row.revision == revision && serde_json::from_slice(&row.value).is_ok_and(|kept| same(&kept)) => {
+                    self.transport().table.remove(Bucket::Keys, &key.row, Expect::Revision(revision)).await.map(|_| ())
                 }
                 _ => Ok(()),
             }
@@ -145,21 +164,26 @@ impl Dispatcher {
         }))
     }
 
-    async fn kept(&self, key: &Key) -> Result<Option<Keyed>> {
+    /// What stands under a key, and the revision of that.
+    async fn kept(&self, key: &Key) -> Result<Option<(Keyed, u64)>> {
         let Some(row) = self.transport().table.get(Bucket::Keys, &key.row).await? else { return Ok(None) };
         let text = &key.text;
         let Ok(keyed) = serde_json::from_slice::<Keyed>(&row.value) else {
             return Err(transport::Error::Store(format!("the row of idempotency_key {text:?} cannot be read").into()).into());
         };
-        if keyed.order == key.order { Ok(Some(keyed)) } else { Err(Error::KeyReused { key: text.clone(), work_id: keyed.work_id }) }
+        if keyed.order == key.order {
+            Ok(Some((keyed, row.revision)))
+        } else {
+            Err(Error::KeyReused { key: text.clone(), work_id: keyed.work_id })
+        }
     }
 
     /// As long as anything may be remembered of the work.
-    async fn keep(&self, key: &Key, keyed: &Keyed, expect: Expect) -> transport::Result<()> {
+    async fn keep(&self, key: &Key, keyed: &Keyed, expect: Expect) -> transport::Result<u64> {
         let lattice = &self.config().lattice;
         let kept = lattice.storage.runs_max_age.max(lattice.storage.max_age).max(lattice.nats.log_max_age).get();
         let value = Bytes::from(serde_json::to_vec(keyed).unwrap_or_default());
-        self.transport().table.put(Bucket::Keys, &key.row, value, expect, Some(kept)).await.map(|_| ())
+        self.transport().table.put(Bucket::Keys, &key.row, value, expect, Some(kept)).await
     }
 }
 

@@ -8,7 +8,7 @@ mod log;
 mod queue;
 mod table;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,7 +75,7 @@ pub fn compose(
         station,
         instance,
         homes,
-        apart: Mutex::default(),
+        noted: Mutex::default(),
         far_head,
         begun,
         here: tokio::sync::Mutex::default(),
@@ -97,8 +97,8 @@ struct Mesh {
     station: StationId,
     instance: InstanceId,
     homes: Homes,
-    /// Works whose keys were noted here while the server was away: they live here as well, or nowhere.
-    apart: Mutex<HashSet<WorkId>>,
+    /// Works whose keys this process has noted in the local store.
+    noted: Mutex<HashMap<WorkId, Noted>>,
     /// The last place of the server's log that was seen.
     far_head: AtomicU64,
     /// That it is known from where on the local log is forwarded.
@@ -106,6 +106,17 @@ struct Mesh {
     here: tokio::sync::Mutex<Here>,
     tasks: TaskTracker,
     cancel: CancellationToken,
+}
+
+/// A key's row in the local store, as this process wrote it.
+#[derive(Clone)]
+struct Noted {
+    key: String,
+    value: Bytes,
+    ttl: Option<Duration>,
+    revision: u64,
+    /// The server was away: its work lives here as well, or nowhere.
+    apart: bool,
 }
 
 /// What is known of the local hook.

@@ -14,9 +14,10 @@ use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Queue, Record, R
 impl Queue for Mesh {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
         let id = item.id;
+        let noted = self.noted().get(&id).cloned();
         let away = match self.far() {
             // Others may have used its key on the server meanwhile.
-            _ if self.apart().contains(&id) => Error::Unreachable("the NATS server was away when this began".into()),
+            _ if noted.as_ref().is_some_and(|noted| noted.apart) => Error::Unreachable("the NATS server was away when this began".into()),
             Ok(far) => {
                 // Whoever hears of it before this returns need not look for it here.
                 self.homes.known().entry(id).or_insert(false);
@@ -32,6 +33,9 @@ impl Queue for Mesh {
         };
         if *station != self.station {
             return Err(away);
+        }
+        if let Some(noted) = noted {
+            self.claim(id, noted).await?;
         }
         self.begin_to_forward().await?;
         // Nothing was sent, so the work can have no second home.

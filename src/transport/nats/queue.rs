@@ -185,10 +185,17 @@ impl NatsQueue {
 
     /// The hook has the item already; whoever pushed it may not have come to say so on the log.
     async fn known(&self, id: WorkId, announce: Option<Record>) -> Result<Pushed> {
-        if announce.is_some() && self.0.log.read(Filter::Work(id), Position::default(), 1).await?.is_empty() {
-            self.append(announce.into_iter().collect()).await?;
+        let said = async {
+            if announce.is_some() && self.0.log.read(Filter::Work(id), Position::default(), 1).await?.is_empty() {
+                self.append(announce.into_iter().collect()).await?;
+            }
+            Ok(Pushed::Known)
+        };
+        match said.await {
+            // Whoever takes this for "nothing was done" would give the work a second home.
+            Err(Error::Unreachable(reason)) => Err(Error::Unanswered(reason)),
+            other => other,
         }
-        Ok(Pushed::Known)
     }
 
     /// Says on the log, as soon as that can be done, what the hook has: until then nobody finds the work. Saying it twice changes

@@ -149,16 +149,12 @@ impl Draft {
                 }
             }
             Ask::Pushed(seq, label, body) => {
-                open.coming.end(if label.held_back { Waits::HeldBack } else { Waits::ToStart });
                 let small = body.len() as u64 <= open.stream.link.settings.body_inline_max.get();
                 hook.put_stored(*seq, label.clone(), small.then(|| body.clone()), now);
                 self.raise = true;
                 Answer::Nothing
             }
-            Ask::Abandoned(waits) => {
-                open.coming.end(*waits);
-                Answer::Nothing
-            }
+            Ask::Abandoned(_) => Answer::Nothing,
             Ask::Take(want, _) => {
                 let mut grants = Vec::new();
                 let mut room = hook.room(want, now);

@@ -114,7 +114,7 @@ impl Keeper {
                     Err(Error::Closed) => return,
                     Err(error) => {
                         tracing::debug!(%error, station = %self.station, "the hook cannot be followed now");
-                        self.refuse_for(TROUBLE_PAUSE, &mut asks, &error).await;
+                        self.refuse_for(TROUBLE_PAUSE, &mut asks, &error, &mut open.coming).await;
                     }
                 },
                 ask = asks.recv() => {
@@ -186,9 +186,10 @@ impl Keeper {
     }
 
     /// Says no to whoever asks, for a while.
-    async fn refuse_for(&self, span: Duration, asks: &mut mpsc::Receiver<Ask>, error: &Error) {
+    async fn refuse_for(&self, span: Duration, asks: &mut mpsc::Receiver<Ask>, error: &Error, coming: &mut Coming) {
         let end = Instant::now() + span;
         while let Ok(Some(ask)) = tokio::time::timeout_at(end, asks.recv()).await {
+            coming.heed(&ask);
             ask.refuse(error);
         }
     }
@@ -200,7 +201,8 @@ impl Keeper {
                 Err(Error::Closed) => return None,
                 Err(error) => {
                     tracing::debug!(%error, station = %self.station, "the hook cannot be opened now");
-                    self.refuse_for(TROUBLE_PAUSE, asks, &error).await;
+                    // Of what is on its way to a hook that is not open yet nothing was counted.
+                    self.refuse_for(TROUBLE_PAUSE, asks, &error, &mut Coming::default()).await;
                     if asks.is_closed() {
                         return None;
                     }
@@ -235,6 +237,8 @@ impl Keeper {
 
     /// Decides on all wants with one message, again when somebody else was quicker.
     async fn carry_out(&self, open: &mut Open, batch: Vec<Ask>) {
+        // Once, however often the others are decided on, and whether they can be.
+        batch.iter().for_each(|ask| open.coming.heed(ask));
         if let Some(version) = open.hook.newer {
             let text = format!("the hook of station {} is kept by a newer lattice-mcp (form {version}): update the one here", self.station);
             let error = Error::Store(text.into());
@@ -440,6 +444,15 @@ impl Coming {
         match waits {
             Waits::ToStart => &mut self.0,
             Waits::HeldBack => &mut self.1,
+        }
+    }
+
+    /// Counts out what has arrived or was given up.
+    fn heed(&mut self, ask: &Ask) {
+        match ask {
+            Ask::Pushed(_, label, _) => self.end(if label.held_back { Waits::HeldBack } else { Waits::ToStart }),
+            Ask::Abandoned(waits) => self.end(*waits),
+            _ => {}
         }
     }
 
