@@ -34,11 +34,14 @@ impl Name {
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Some(Self { host: ip.to_string(), port: None });
         }
-        // What follows an address in brackets is a port or nothing; the parser lets anything pass there.
-        let is_clean = text.split_once(']').is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(':'));
-        let authority: Authority = text.parse().ok().filter(|_| is_clean && !text.contains('@'))?;
+        let authority: Authority = text.parse().ok().filter(|_| !text.contains('@'))?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
-        let port = authority.port().map(|port| port.as_str().parse()).transpose().ok()?;
+        // What follows is a port or nothing; the parser lets anything pass there.
+        let port = match text.strip_prefix(authority.host())?.strip_prefix(':') {
+            None | Some("") if text.ends_with(':') || text.len() == authority.host().len() => None,
+            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok()?),
+            _ => return None,
+        };
         (!host.is_empty()).then_some(Self { host, port })
     }
 }
