@@ -14,12 +14,12 @@ use tokio::sync::watch;
 
 use super::problem::Problem;
 use super::resources::Uri;
-use super::server::Connection;
+use super::roots::Listener;
+use super::server::{Connection, Shared};
 use crate::dispatcher::{Caller, Dispatcher, Error};
 use crate::model::id::{AgentName, RunId};
 use crate::registry::Agent;
 use crate::transport::{self, Filter, Follow};
-use crate::works::event_of;
 
 /// How long a reader that failed waits before it begins anew.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,24 +37,24 @@ enum Topic {
 enum Source {
     Registry(watch::Receiver<u64>),
     Agent { registry: watch::Receiver<u64>, name: AgentName, last: Option<Box<Agent>> },
-    Works { follow: Box<dyn Follow>, below: Option<RunId> },
+    Work(Box<dyn Follow>),
+    Run { heard: Listener, top: RunId },
 }
 
 impl Source {
-    async fn open(dispatcher: &Dispatcher, topic: &Topic) -> transport::Result<Self> {
-        let registry = dispatcher.registry();
-        let follow = |filter| async move {
-            let log = &dispatcher.transport().log;
-            log.follow(filter, log.head().await?).await
-        };
+    async fn open(shared: &Shared, topic: &Topic) -> transport::Result<Self> {
+        let dispatcher = &shared.dispatcher;
+        let (registry, log) = (dispatcher.registry(), &dispatcher.transport().log);
         Ok(match topic {
             Topic::Lists => Self::Registry(registry.changes()),
             Topic::Resource(Uri::Agent(name), _) => {
                 let changes = registry.changes();
                 Self::Agent { registry: changes, name: name.clone(), last: agent_now(dispatcher, name) }
             }
-            Topic::Resource(Uri::Work(id) | Uri::Result(id), _) => Self::Works { follow: follow(Filter::Work(*id)).await?, below: None },
-            Topic::Resource(Uri::Run(run_id), _) => Self::Works { follow: follow(Filter::AllWork).await?, below: Some(run_id.clone()) },
+            Topic::Resource(Uri::Work(id) | Uri::Result(id), _) => Self::Work(log.follow(Filter::Work(*id), log.head().await?).await?),
+            Topic::Resource(Uri::Run(top), _) => {
+                Self::Run { heard: shared.roots.listen(log, &shared.tasks, &shared.stop, top).await?, top: top.clone() }
+            }
         })
     }
 
@@ -70,13 +70,9 @@ impl Source {
                     return Ok(());
                 }
             },
-            Self::Works { follow, below } => loop {
-                let entries = follow.next().await?;
-                let Some(run_id) = below else { return Ok(()) };
-                if entries.iter().filter_map(event_of).any(|event| is_below(&event.run_id, run_id)) {
-                    return Ok(());
-                }
-            },
+            Self::Work(follow) => follow.next().await.map(|_| ()),
+            // Where nobody knows to which run something happened, it may be this one.
+            Self::Run { heard, top } => heard.next(|run| run.as_ref().is_none_or(|run| is_below(run, top))).await,
         }
     }
 }
@@ -92,16 +88,16 @@ fn is_below(run: &RunId, top: &RunId) -> bool {
 type Changes = Pin<Box<dyn Stream<Item = Topic> + Send>>;
 
 /// The changes of a topic, for as long as the transport is open.
-fn follow(dispatcher: Dispatcher, topic: Topic, source: Source) -> Changes {
-    let next = |(dispatcher, topic, mut source): (Dispatcher, Topic, Source)| async move {
-        match source.changed(&dispatcher).await {
+fn follow(shared: Arc<Shared>, topic: Topic, source: Source) -> Changes {
+    let next = |(shared, topic, mut source): (Arc<Shared>, Topic, Source)| async move {
+        match source.changed(&shared.dispatcher).await {
             Ok(()) => {}
             Err(transport::Error::Closed) => return None,
             Err(error) => {
                 tracing::warn!(%error, ?topic, "lost track of a resource; beginning anew");
                 loop {
                     tokio::time::sleep(RETRY).await;
-                    match Source::open(&dispatcher, &topic).await {
+                    match Source::open(&shared, &topic).await {
                         Ok(opened) => break source = opened,
                         Err(transport::Error::Closed) => return None,
                         Err(_) => {}
@@ -109,9 +105,9 @@ fn follow(dispatcher: Dispatcher, topic: Topic, source: Source) -> Changes {
                 }
             }
         }
-        Some((topic.clone(), (dispatcher, topic, source)))
+        Some((topic.clone(), (shared, topic, source)))
     };
-    Box::pin(unfold((dispatcher, topic, source), next))
+    Box::pin(unfold((shared, topic, source), next))
 }
 
 /// Tells an older client of changed lists, until its connection ends; what changes while the station wakes is in the first lists.
@@ -163,7 +159,7 @@ pub(super) async fn subscribe(connection: &Connection, caller: &Caller, uri: Str
     }
     may_hear(&dispatcher, caller, &parsed).await.map_err(|error| Problem::from(error).into_not_found(&uri))?;
     let topic = Topic::Resource(parsed, uri.clone());
-    let source = Source::open(&dispatcher, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?;
+    let source = Source::open(&connection.shared, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?;
     let ends = connection.closing.child_token();
     {
         let mut known = connection.subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,7 +173,7 @@ pub(super) async fn subscribe(connection: &Connection, caller: &Caller, uri: Str
         }
         known.insert(uri, ends.clone());
     }
-    let mut changes = follow(dispatcher, topic, source);
+    let mut changes = follow(Arc::clone(&connection.shared), topic, source);
     connection.shared.tasks.spawn(async move {
         let tell = async {
             while let Some(topic) = changes.next().await {
@@ -232,10 +228,10 @@ pub(super) async fn listen(connection: &Connection, caller: &Caller, context: &S
             // The client was told that it is listening before it was: what came in between is gone.
             Topic::Resource(_, uri) => {
                 unsure.push(uri.clone());
-                Source::open(dispatcher, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?
+                Source::open(&connection.shared, &topic).await.map_err(|error| Problem::from(error).into_invalid_params())?
             }
         };
-        streams.push(follow(dispatcher.clone(), topic, source));
+        streams.push(follow(Arc::clone(&connection.shared), topic, source));
     }
     let mut changes = select_all(streams);
     let tell = async {

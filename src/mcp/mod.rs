@@ -16,6 +16,7 @@ mod prompts;
 mod questions;
 mod report;
 mod resources;
+mod roots;
 mod server;
 mod stdio;
 mod tasks;

@@ -24,6 +24,7 @@ use tracing::Instrument;
 
 use super::call::{caller, is_modern, takes_forms};
 use super::problem::Problem;
+use super::roots::Roots;
 use super::tasks::Asking;
 use super::{agents, changes, prompts, resources};
 use crate::dispatcher::{Caller, Dispatcher};
@@ -75,7 +76,8 @@ pub(super) struct Shared {
     wake: Wake,
     /// How often the registry had changed when the station was awake: what the first lists show.
     pub(super) awake: SetOnce<u64>,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
+    pub(super) roots: Roots,
     calls: Semaphore,
     router: ToolRouter<Server>,
     tools: Vec<Tool>,
@@ -96,6 +98,7 @@ impl Server {
             wake: parts.wake,
             awake: SetOnce::new(),
             stop: parts.stop,
+            roots: Roots::default(),
             tools: router.list_all(),
             router,
             config: config(),

@@ -806,8 +806,15 @@ async fn subscribers_hear_of_works_and_runs() {
     assert_eq!(client.notified("notifications/resources/updated").await["params"]["uri"], work.as_str());
     let unknown = client.request("resources/subscribe", json!({"uri": "work://0198f2c4-7d3e-7000-8000-1b2c3d4e5f60"})).await;
     assert_eq!(unknown["error"]["code"], -32002, "{unknown}");
+    // One who listens to a run of nobody keeps the reader, and goes with it.
+    client.request("resources/subscribe", json!({"uri": run})).await;
     client.leave().await;
-    assert_eq!(fixture.tasks.len(), 0);
+    let no_task_is_left = async {
+        while !fixture.tasks.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), no_task_is_left).await.expect("the reader of runs ends with the last who listens");
 }
 
 #[tokio::test]
