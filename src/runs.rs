@@ -1,7 +1,7 @@
 //! The run store: the fold of the log, kept in SQLite with its lineage.
 //!
 //! Nothing is written here that the log does not say; what is lost is read again. Several processes may keep one store:
-//! each row remembers the position up to which it was folded, and never goes back.
+//! each row remembers the place up to which it was folded, in the log where its work lives, and never goes back.
 
 mod fold;
 mod outlook;
@@ -26,7 +26,7 @@ use crate::model::access::Principal;
 use crate::model::id::{RunId, WorkId};
 use crate::model::run::Run;
 use crate::telemetry::now;
-use crate::transport::{self, Entry, Filter, Log, Position};
+use crate::transport::{self, Entry, Filter, Follow, Log, Position};
 
 /// Why the run store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -151,7 +151,7 @@ const OWNERS: &str = "
     CREATE TABLE looks (owner TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
 ";
 /// What each later version adds; the first of them leads from version 1 to 2.
-const ADDED: [&str; 5] = [
+const ADDED: [&str; 6] = [
     OWNERS,
     "ALTER TABLE runs ADD COLUMN checks TEXT",
     "ALTER TABLE runs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
@@ -160,7 +160,20 @@ const ADDED: [&str; 5] = [
      ALTER TABLE runs ADD COLUMN budget TEXT",
     waits::SCHEMA,
     "ALTER TABLE runs ADD COLUMN principal TEXT",
+    APART,
 ];
+/// A number for each log, where one stood for both: the server's above the lower 28 bits and a mark, or this machine's without it.
+/// What was folded on such a number may have left out the one log for the other: all is folded again. `upto` and `seen` stay for
+/// an earlier version that still runs.
+const APART: &str = "
+    ALTER TABLE folded ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE folded ADD COLUMN far INTEGER NOT NULL DEFAULT 0;
+    UPDATE folded SET seq = upto WHERE upto < 1 << 62;
+    ALTER TABLE runs ADD COLUMN seen_seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN seen_far INTEGER NOT NULL DEFAULT 0;
+    UPDATE runs SET seen_seq = seen WHERE seen < 1 << 62;
+    UPDATE runs SET seen_seq = seen & ((1 << 28) - 1), seen_far = (seen - (1 << 62)) >> 28 WHERE seen >= 1 << 62;
+";
 
 impl Runs {
     /// Opens or makes `runs.db` in a folder, as the fold of this log.
@@ -207,20 +220,23 @@ impl Runs {
     pub async fn catch_up(&self) -> Result<()> {
         let mut folds = self.state.lock().await;
         self.begin(&mut folds).await?;
-        let mut head = None;
+        let mut head = None::<Position>;
         loop {
-            let entries = self.log.read(Filter::AllWork, folds.upto, BATCH).await?;
+            // One of two logs may grow as fast as it is read, and leave no room for the other one: what came meanwhile is left out.
+            let after = match head {
+                Some(head) if folds.upto.seq >= head.seq => Position { seq: u64::MAX, ..folds.upto },
+                _ => folds.upto,
+            };
+            let entries = self.log.read(Filter::AllWork, after, BATCH).await?;
             let is_end = entries.len() < BATCH;
-            if !entries.is_empty() {
-                self.take_in(&mut folds, entries).await?;
-            }
+            self.take_in(&mut folds, entries).await?;
             // Where it ends is asked for by whoever is far behind only.
             let head = match head {
                 _ if is_end => return Ok(()),
                 Some(head) => head,
                 None => *head.insert(self.log.head().await?),
             };
-            if folds.upto >= head {
+            if folds.upto.reaches(head) {
                 return Ok(());
             }
         }
@@ -320,38 +336,46 @@ impl Runs {
         let after = self.state.lock().await.upto;
         let mut follow = self.log.follow(Filter::AllWork, after).await?;
         loop {
-            let mut entries = follow.next().await?;
-            let mut folds = self.state.lock().await;
-            let upto = folds.upto;
-            entries.retain(|entry| entry.position > upto);
-            self.take_in(&mut folds, entries).await?;
-            drop(folds);
+            self.take_next(&mut *follow).await?;
             // Nobody reads this store without catching up, if the log can be reached: what comes within a moment is written together.
             tokio::time::sleep(GATHER).await;
         }
     }
 
+    /// Takes in what comes next, without what somebody who caught up has taken in meanwhile.
+    async fn take_next(&self, follow: &mut dyn Follow) -> Result<()> {
+        let mut entries = follow.next().await?;
+        let mut folds = self.state.lock().await;
+        self.begin(&mut folds).await?;
+        let upto = folds.upto;
+        entries.retain(|entry| !upto.reaches(entry.position));
+        self.take_in(&mut folds, entries).await
+    }
+
     async fn begin(&self, folds: &mut Folds) -> Result<()> {
         if folds.upto == Position::default() {
-            folds.upto = self.reader.call(folded).await?;
+            folds.upto = self.reader.call(|db| folded(db)).await?;
         }
         Ok(())
     }
 
     /// Folds a batch and writes the rows of its works, unless another process has done so already.
     async fn take_in(&self, folds: &mut Folds, entries: Vec<Entry>) -> Result<()> {
-        let Some(last) = entries.last().map(|entry| entry.position) else { return Ok(()) };
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let taken = Position::default().past(&entries);
         let rows = folds.take_in(&*self.log, &entries).await?;
         let calls_off = rows.iter().any(|row| row.work.is_called_off());
         let written = self
             .writer
             .call(move |db| {
                 let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-                let upto: i64 = tx.prepare_cached("SELECT upto FROM folded")?.query_row([], |row| row.get(0))?;
-                let last = i64::try_from(last.0).unwrap_or(i64::MAX);
-                if upto < last {
+                let upto = folded(&tx)?;
+                if !upto.reaches(taken) {
                     rows.iter().try_for_each(|row| rows::write(&tx, row))?;
-                    tx.prepare_cached("UPDATE folded SET upto = ?1")?.execute(params![last])?;
+                    let upto = upto.join(taken);
+                    tx.prepare_cached("UPDATE folded SET seq = ?1, far = ?2")?.execute([rows::kept(upto.seq), rows::kept(upto.far)])?;
                 }
                 let some_wait = waits::any(&tx)?;
                 tx.commit()?;
@@ -360,7 +384,7 @@ impl Runs {
             .await;
         match &written {
             Ok(some_wait) => {
-                folds.upto = last;
+                folds.upto = folds.upto.join(taken);
                 if calls_off || *some_wait {
                     self.stirred.send_modify(|count| *count += 1);
                 }
@@ -395,9 +419,9 @@ fn whose(of: Option<&Principal>) -> (&'static str, Option<&str>) {
     if of.is_some() { ("principal = ?1", of.map(Principal::as_str)) } else { ("?1 IS NULL", None) }
 }
 
-fn folded(db: &mut Connection) -> rusqlite::Result<Position> {
-    let upto: i64 = db.prepare_cached("SELECT upto FROM folded")?.query_row([], |row| row.get(0))?;
-    Ok(Position(u64::try_from(upto).unwrap_or(0)))
+fn folded(db: &Connection) -> rusqlite::Result<Position> {
+    let place = |row: &rusqlite::Row<'_>| Ok(Position { seq: rows::unsigned(row.get(0)?), far: rows::unsigned(row.get(1)?) });
+    db.prepare_cached("SELECT seq, far FROM folded")?.query_row([], place)
 }
 
 /// Opens a connection and brings the schema up to date; the inner error is a version that is newer than ours.
@@ -483,6 +507,126 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::model::event::{Event, Kind, Side};
+    use crate::model::output::Output;
+    use crate::model::work::Assignment;
+    use crate::telemetry::{new_instance, new_root, new_work_id};
+    use crate::transport::local::{self, Local};
+    use crate::transport::{Record, mesh};
+    use crate::works::record;
+
+    /// A work that is given out, taken and done.
+    fn story() -> [Record; 3] {
+        let assignment: Assignment = serde_json::from_value(serde_json::json!({
+            "work_id": new_work_id(), "orchestrator_run_id": new_root().child(1), "originating_station": "here", "target_station": "here",
+            "agent_name": "a", "task": "x", "assigned_at": now(), "timeout": "5m", "trace_id": "", "span_id": ""
+        }))
+        .unwrap();
+        let (work_id, run_id) = (assignment.work_id, assignment.orchestrator_run_id.clone());
+        let done = Kind::Complete { result: Output::Inline("y".into()), duration_ms: 1, checks: Vec::new() };
+        let events = [(Side::Assigner, 0, Kind::Assigned(Box::new(assignment))), (Side::Leaf, 1, Kind::Accepted), (Side::Leaf, 1, done)];
+        events.map(|(side, attempt, kind)| {
+            let (run_id, station) = (run_id.clone(), "here".parse().unwrap());
+            record(Event { work_id, run_id, at: now(), station, instance: new_instance(), side, attempt, kind })
+        })
+    }
+
+    /// A store of this machine and one that stands for the server.
+    fn two_stores(dir: &Path) -> (Local, Local) {
+        let settings = Config::default().lattice.storage;
+        (local::open(&dir.join("near"), &settings).unwrap(), local::open(&dir.join("far"), &settings).unwrap())
+    }
+
+    async fn open_works(runs: &Runs) -> u64 {
+        runs.open_works(None, 9).await.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn what_a_follower_brings_of_one_log_counts_however_far_the_other_one_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = two_stores(dir.path());
+        let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
+        let (alone, _away) = mesh::pair(near.transport(), None);
+        let runs = Runs::open(dir.path(), both.log.clone()).unwrap();
+        let [order, accepted, done] = story();
+        near.transport().log.append(vec![order]).await.unwrap();
+        runs.catch_up().await.unwrap();
+        // The follower has not come to what the server says yet; whoever catches up has.
+        let after = runs.state.lock().await.upto;
+        let mut follow = alone.log.follow(Filter::AllWork, after).await.unwrap();
+        far.transport().log.append(story().to_vec()).await.unwrap();
+        runs.catch_up().await.unwrap();
+        near.transport().log.append(vec![accepted]).await.unwrap();
+        runs.take_next(&mut *follow).await.unwrap();
+        assert_eq!(runs.state.lock().await.upto, Position { seq: 2, far: 3 });
+        near.transport().log.append(vec![done]).await.unwrap();
+        runs.take_next(&mut *follow).await.unwrap();
+        assert_eq!(open_works(&runs).await, 0, "what was done here is known");
+        // Once more, from its beginning: nothing is folded twice.
+        let mut again = both.log.follow(Filter::AllWork, Position::default()).await.unwrap();
+        runs.take_next(&mut *again).await.unwrap();
+        assert_eq!(runs.state.lock().await.upto, Position { seq: 3, far: 3 });
+        near.close();
+        far.close();
+    }
+
+    #[tokio::test]
+    async fn of_two_processes_each_writes_what_the_other_one_has_not_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = two_stores(dir.path());
+        let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
+        let (alone, _away) = mesh::pair(near.transport(), None);
+        let (with, without) = (Runs::open(dir.path(), both.log).unwrap(), Runs::open(dir.path(), alone.log).unwrap());
+        let [order, accepted, done] = story();
+        near.transport().log.append(vec![order, accepted]).await.unwrap();
+        far.transport().log.append(story().to_vec()).await.unwrap();
+        with.catch_up().await.unwrap();
+        assert_eq!(open_works(&with).await, 1);
+        near.transport().log.append(vec![done]).await.unwrap();
+        // It has not come to the server, and so not as far there.
+        without.catch_up().await.unwrap();
+        assert_eq!(open_works(&without).await, 0, "what was done here is known");
+        far.transport().log.append(story().to_vec()).await.unwrap();
+        with.catch_up().await.unwrap();
+        let later = Runs::open(dir.path(), with.log.clone()).unwrap();
+        let mut folds = Folds::default();
+        later.begin(&mut folds).await.unwrap();
+        assert_eq!(folds.upto, Position { seq: 3, far: 6 });
+        assert_eq!(open_works(&later).await, 0);
+        near.close();
+        far.close();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_left_out_one_log_for_the_other_is_folded_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = two_stores(dir.path());
+        let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
+        let [order, accepted, done] = story();
+        near.transport().log.append(vec![order, accepted]).await.unwrap();
+        let runs = Runs::open(dir.path(), both.log.clone()).unwrap();
+        runs.catch_up().await.unwrap();
+        drop(runs);
+        // As an earlier version wrote it: it stands behind all there is, with a work that was done in between.
+        let place = |far: i64, seq: i64| 1 << 62 | far << 28 | seq;
+        let old = Connection::open(dir.path().join("runs.db")).unwrap();
+        old.execute_batch(
+            "ALTER TABLE folded DROP COLUMN seq; ALTER TABLE folded DROP COLUMN far;
+             ALTER TABLE runs DROP COLUMN seen_seq; ALTER TABLE runs DROP COLUMN seen_far;",
+        )
+        .unwrap();
+        old.execute("UPDATE folded SET upto = ?1", [place(300, 3)]).unwrap();
+        old.execute("UPDATE runs SET seen = ?1", [place(300, 2)]).unwrap();
+        old.pragma_update(None, "user_version", VERSION - 1).unwrap();
+        drop(old);
+        near.transport().log.append(vec![done]).await.unwrap();
+        let runs = Runs::open(dir.path(), both.log).unwrap();
+        runs.catch_up().await.unwrap();
+        assert_eq!(open_works(&runs).await, 0);
+        near.close();
+        far.close();
+    }
 
     #[test]
     fn a_store_of_an_earlier_version_keeps_its_rows() {
@@ -533,12 +677,16 @@ mod tests {
             unreachable!("nobody writes")
         }
 
-        async fn read(&self, _: Filter, after: Position, limit: usize) -> transport::Result<Vec<Entry>> {
+        async fn read(&self, filter: Filter, after: Position, limit: usize) -> transport::Result<Vec<Entry>> {
             use std::sync::atomic::Ordering;
+            // Of none of the works that others speak of.
+            if let Filter::Work(_) = filter {
+                return Ok(Vec::new());
+            }
             let end = self.end.fetch_add(limit as u64, Ordering::Relaxed);
             let subject = transport::Subject::Status(crate::telemetry::new_work_id());
-            let entry = |seq| Entry { position: Position(seq), subject: subject.clone(), by: None, body: "{}".into() };
-            Ok((after.0 + 1..=end).take(limit).map(entry).collect())
+            let entry = |seq| Entry { position: Position::of(seq), subject: subject.clone(), by: None, body: "{}".into() };
+            Ok((after.seq.saturating_add(1)..=end).take(limit).map(entry).collect())
         }
 
         async fn follow(&self, _: Filter, _: Position) -> transport::Result<Box<dyn transport::Follow>> {
@@ -550,7 +698,7 @@ mod tests {
         }
 
         async fn head(&self) -> transport::Result<Position> {
-            Ok(Position(self.end.load(std::sync::atomic::Ordering::Relaxed)))
+            Ok(Position::of(self.end.load(std::sync::atomic::Ordering::Relaxed)))
         }
     }
 
@@ -560,7 +708,25 @@ mod tests {
         let log = Arc::new(Growing { end: (4 * BATCH as u64).into() });
         let runs = Runs::open(dir.path(), log.clone()).unwrap();
         tokio::time::timeout(Duration::from_secs(60), runs.catch_up()).await.expect("an end").unwrap();
-        let upto = runs.state.lock().await.upto.0;
+        let upto = runs.state.lock().await.upto.seq;
         assert!(upto >= 4 * BATCH as u64, "{upto}: what was there is taken in");
+    }
+
+    #[tokio::test]
+    async fn whoever_catches_up_takes_in_the_servers_log_beside_one_that_grows_as_fast() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = two_stores(dir.path());
+        far.transport().log.append((0..BATCH).flat_map(|_| story()).collect()).await.unwrap();
+        let audit = transport::Subject::Audit { noun: "station".into(), verb: "joined".into() };
+        far.transport().log.append(vec![Record { subject: audit, body: "{}".into() }]).await.unwrap();
+        let growing = Arc::new(Growing { end: (4 * BATCH as u64).into() });
+        let (both, _opened) = mesh::pair(transport::Transport { log: growing, ..near.transport() }, Some(far.transport()));
+        let runs = Runs::open(dir.path(), both.log).unwrap();
+        tokio::time::timeout(Duration::from_secs(60), runs.catch_up()).await.expect("an end").unwrap();
+        let upto = runs.state.lock().await.upto;
+        assert!(upto.reaches(Position { seq: 4 * BATCH as u64, far: 3 * BATCH as u64 }), "{upto:?}: what was there is taken in");
+        assert_eq!(open_works(&runs).await, 0);
+        near.close();
+        far.close();
     }
 }

@@ -53,7 +53,7 @@ impl Works {
         loop {
             let entries = self.log.read(Filter::Work(id), after, READ_BATCH).await?;
             let Some(last) = entries.last() else { break };
-            after = last.position;
+            after = after.join(last.position);
             let full = entries.len() == READ_BATCH;
             events.extend(entries.iter().filter_map(event_of));
             if !full {
@@ -155,16 +155,16 @@ pub fn event_of(entry: &Entry) -> Option<Event> {
     };
     match Event::from_bytes(&entry.body, side) {
         Ok(event) if entry.by.as_ref().is_some_and(|by| *by != event.station) => {
-            tracing::warn!(position = entry.position.0, by = ?entry.by, claims = %event.station, "skipped an event of a station that says it is another one");
+            tracing::warn!(position = ?entry.position, by = ?entry.by, claims = %event.station, "skipped an event of a station that says it is another one");
             None
         }
         Ok(event) if entry.subject.work() != Some(event.work_id) => {
-            tracing::warn!(position = entry.position.0, subject = %entry.subject, claims = %event.work_id, "skipped an event of a work that stands where another one's belong");
+            tracing::warn!(position = ?entry.position, subject = %entry.subject, claims = %event.work_id, "skipped an event of a work that stands where another one's belong");
             None
         }
         Ok(event) => Some(event),
         Err(error) => {
-            tracing::warn!(position = entry.position.0, %error, "skipped a record that is not an event");
+            tracing::warn!(position = ?entry.position, %error, "skipped a record that is not an event");
             None
         }
     }

@@ -177,7 +177,7 @@ impl Line {
             return event_of(entry).map(|event| Self::Work(Box::new(event)));
         }
         Fact::from_bytes(&entry.body)
-            .map_err(|error| tracing::warn!(position = entry.position.0, %error, "skipped an audit record that cannot be read"))
+            .map_err(|error| tracing::warn!(position = ?entry.position, %error, "skipped an audit record that cannot be read"))
             .ok()
             .map(Self::Fact)
     }
@@ -231,30 +231,101 @@ struct Past {
 /// The next entry of all, up to a position.
 async fn earliest(log: &dyn Log, pasts: &mut [Past], upto: Position) -> Result<Option<Entry>> {
     for past in pasts.iter_mut().filter(|past| past.page.is_empty() && !past.ended) {
-        past.page = log.read(past.filter, past.after, PAGE).await?.into();
-        past.ended = past.page.len() < PAGE;
-        past.after = past.page.back().map_or(past.after, |entry| entry.position);
+        let page = log.read(past.filter, past.after, PAGE).await?;
+        past.after = past.after.past(&page);
+        past.ended = page.len() < PAGE;
+        past.page = page.into_iter().filter(|entry| upto.reaches(entry.position)).collect();
+        past.ended |= past.page.is_empty();
     }
-    let position = |past: &Past| past.page.front().map(|entry| entry.position).filter(|position| *position <= upto);
-    let first = pasts.iter_mut().filter(|past| position(past).is_some()).min_by_key(|past| position(past));
+    let mut first = None::<&mut Past>;
+    for past in pasts {
+        let is_first = match (past.page.front(), first.as_ref().and_then(|first| first.page.front())) {
+            (Some(entry), Some(first)) => is_before(entry, first),
+            (entry, _) => entry.is_some(),
+        };
+        if is_first {
+            first = Some(past);
+        }
+    }
     Ok(first.and_then(|past| past.page.pop_front()))
 }
 
-/// The position after which entries are of this moment or later, found by halving: the log is in the order of time, all but.
+/// Entries of one log in its order, those of two as they were said.
+fn is_before(one: &Entry, other: &Entry) -> bool {
+    let at = |entry: &Entry| Line::of(entry).map(|line| line.at());
+    match (one.position.reaches(other.position), other.position.reaches(one.position)) {
+        (false, false) => at(one) < at(other),
+        (_, is_before) => is_before,
+    }
+}
+
+/// The position after which entries are of this moment or later, found by halving: a log is in the order of time, all but. Of two
+/// logs the one is looked through while the other one is left out up to its head.
 async fn first_since(log: &dyn Log, filter: Filter, since: Timestamp, head: Position) -> Result<Position> {
-    let (mut low, mut high) = (0, head.0);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match log.read(filter, Position(middle), 1).await?.first() {
-            Some(entry) if entry.position <= head && Line::of(entry).is_none_or(|line| line.at() < since) => low = entry.position.0,
+    let is_older = |entry: &Entry| head.reaches(entry.position) && Line::of(entry).is_none_or(|line| line.at() < since);
+    let mut first = Position::default();
+    let mut high = head.seq;
+    while first.seq < high {
+        let middle = first.seq + (high - first.seq) / 2;
+        match log.read(filter, Position { seq: middle, ..head }, 1).await?.first() {
+            Some(entry) if is_older(entry) => first.seq = entry.position.seq,
             _ => high = middle,
         }
     }
-    Ok(Position(low))
+    let mut high = head.far;
+    while first.far < high {
+        let middle = first.far + (high - first.far) / 2;
+        match log.read(filter, Position { far: middle, ..head }, 1).await?.first() {
+            Some(entry) if is_older(entry) => first.far = entry.position.far,
+            _ => high = middle,
+        }
+    }
+    Ok(first)
 }
 
 /// The next entries of any of these.
 async fn next(follows: &mut [Box<dyn Follow>]) -> Result<Vec<Entry>> {
     let (entries, _, _) = futures_util::future::select_all(follows.iter_mut().map(|follow| follow.next())).await;
     entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::model::event::Side;
+    use crate::telemetry::{new_instance, new_root, new_work_id};
+    use crate::transport::{Record, local, mesh};
+    use crate::works::record;
+
+    fn word(at: i64) -> Record {
+        let (work_id, run_id, station) = (new_work_id(), new_root(), "here".parse().unwrap());
+        let (at, instance) = (Timestamp::from_millis(at), new_instance());
+        record(Event { work_id, run_id, at, station, instance, side: Side::Leaf, attempt: 1, kind: Kind::Accepted })
+    }
+
+    #[tokio::test]
+    async fn of_two_logs_that_are_read_as_one_each_is_shown_from_the_same_moment_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Config::default().lattice.storage;
+        let store = |name| local::open(&dir.path().join(name), &settings).unwrap();
+        let (near, far) = (store("near"), store("far"));
+        near.transport().log.append((0..5).map(word).chain([word(101), word(103)]).collect()).await.unwrap();
+        far.transport().log.append((0..50).map(word).chain([word(102)]).collect()).await.unwrap();
+        let log = mesh::pair(near.transport(), Some(far.transport())).0.log;
+        let head = log.head().await.unwrap();
+        let after = first_since(&*log, Filter::AllWork, Timestamp::from_millis(100), head).await.unwrap();
+        assert_eq!(after, Position { seq: 5, far: 50 });
+        // What comes later is for whoever follows.
+        near.transport().log.append(vec![word(104)]).await.unwrap();
+        let mut pasts = [Past { filter: Filter::AllWork, after, page: VecDeque::new(), ended: false }];
+        let mut shown = Vec::new();
+        while let Some(entry) = earliest(&*log, &mut pasts, head).await.unwrap() {
+            shown.push(Line::of(&entry).unwrap().at().as_millis());
+        }
+        shown.sort_unstable();
+        assert_eq!(shown, [101, 102, 103]);
+        near.close();
+        far.close();
+    }
 }

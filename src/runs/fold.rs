@@ -54,9 +54,9 @@ impl Folds {
             if has_gap && let Some(known) = read(log, event.work_id).await? {
                 (*work, *seen) = known;
             }
-            if *seen < entry.position {
+            if !seen.reaches(entry.position) {
                 work.apply(&event);
-                *seen = entry.position;
+                *seen = seen.join(entry.position);
             }
         }
         if self.open.len() > OPEN_MAX {
@@ -84,8 +84,7 @@ async fn read(log: &dyn Log, id: WorkId) -> Result<Option<(Work, Position)>> {
     let (mut work, mut after) = (None::<Work>, Position::default());
     loop {
         let entries = log.read(Filter::Work(id), after, READ_BATCH).await?;
-        let Some(last) = entries.last() else { break };
-        after = last.position;
+        after = after.past(&entries);
         for event in entries.iter().filter_map(event_of) {
             work.get_or_insert_with(|| Work::begin(&event)).apply(&event);
         }

@@ -25,6 +25,7 @@ const TASK_MAX: usize = 2048;
 /// What is written of a work.
 pub(super) struct Folded {
     pub(super) work: Work,
+    /// The last of its events, in the log where it lives.
     pub(super) upto: Position,
 }
 
@@ -75,15 +76,16 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let attempt = work.attempts.last().map_or(0, |attempt| attempt.number);
     let mut insert = db.prepare_cached(
         "INSERT INTO runs (work, run, parent, root, origin, target, trace, agent, task, status, event,
-                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen, checks, tokens, cost, turns, budget,
-                           label, owner, principal)
+                           assigned_at, accepted_at, settled_at, attempt, duration_ms, outcome, dead, seen_seq, seen_far, checks, tokens, cost, turns,
+                           budget, label, owner, principal, seen)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
-                 ifnull(?26, (SELECT owner FROM runs WHERE run = ?3)), ?27)
+                 ?26, ifnull(?27, (SELECT owner FROM runs WHERE run = ?3)), ?28, 0)
          ON CONFLICT (work) DO UPDATE SET status = excluded.status, label = excluded.label, event = excluded.event, accepted_at = excluded.accepted_at,
              settled_at = excluded.settled_at, attempt = excluded.attempt, duration_ms = excluded.duration_ms,
-             outcome = excluded.outcome, dead = excluded.dead, seen = excluded.seen,
+             outcome = excluded.outcome, dead = excluded.dead,
+             seen_seq = max(excluded.seen_seq, runs.seen_seq), seen_far = max(excluded.seen_far, runs.seen_far),
              checks = excluded.checks, tokens = excluded.tokens, cost = excluded.cost, turns = excluded.turns
-         WHERE excluded.seen > runs.seen",
+         WHERE excluded.seen_seq > runs.seen_seq OR excluded.seen_far > runs.seen_far",
     )?;
     let changed = insert.execute(params![
         order.work_id.as_bytes(),
@@ -104,7 +106,8 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
         work.duration_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
         outcome,
         dead,
-        i64::try_from(folded.upto.0).unwrap_or(i64::MAX),
+        kept(folded.upto.seq),
+        kept(folded.upto.far),
         checks,
         i64::try_from(usage.tokens).unwrap_or(i64::MAX),
         usage.cost_usd,
@@ -180,7 +183,12 @@ fn if_present<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> r
     }
 }
 
-fn unsigned(n: i64) -> u64 {
+/// A number as a column keeps it.
+pub(super) fn kept(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+pub(super) fn unsigned(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 

@@ -234,7 +234,7 @@ impl Mesh {
             if self.local.table.get(Bucket::Keys, FORWARDED).await?.is_some() {
                 return Ok(());
             }
-            let head = Bytes::from(self.local.log.head().await?.0.to_string());
+            let head = Bytes::from(self.local.log.head().await?.seq.to_string());
             match self.local.table.put(Bucket::Keys, FORWARDED, head, Expect::Absent, None).await {
                 // Another process of this folder was first.
                 Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
@@ -257,14 +257,14 @@ impl Mesh {
         self.heard(&far).await?;
         let row = self.local.table.get(Bucket::Keys, FORWARDED).await?;
         let mut after = row.and_then(|row| std::str::from_utf8(&row.value).ok()?.parse().ok()).unwrap_or(0);
-        let mut follow = self.local.log.follow(Filter::AllWork, Position(after)).await?;
+        let mut follow = self.local.log.follow(Filter::AllWork, Position::of(after)).await?;
         loop {
             let entries = follow.next().await?;
             for some in entries.chunks(FORWARD_BATCH) {
                 for entry in some {
                     self.take_blobs_along(&far, &entry.body).await?;
                     far.log.append(vec![Record { subject: entry.subject.clone(), body: entry.body.clone() }]).await?;
-                    after = entry.position.0;
+                    after = entry.position.seq;
                 }
                 self.remember_forwarded(after).await?;
             }
@@ -316,7 +316,7 @@ impl Mesh {
             if let Some(row) = self.local.table.get(Bucket::Keys, HEARD).await? {
                 return Ok(std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
             }
-            let head = far.log.head().await?.0;
+            let head = far.log.head().await?.seq;
             match self.local.table.put(Bucket::Keys, HEARD, Bytes::from(head.to_string()), Expect::Absent, None).await {
                 Ok(_) => return Ok(head),
                 // Another process of this folder was first.
@@ -334,7 +334,7 @@ impl Mesh {
         };
         self.local.table.put(Bucket::Keys, HEARD, Bytes::from(from.to_string()), Expect::Any, None).await?;
         *after = Some(from);
-        let mut follow = far.log.follow(Filter::AllStatus, Position(from)).await?;
+        let mut follow = far.log.follow(Filter::AllStatus, Position::of(from)).await?;
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let entries = tokio::select! {
@@ -358,7 +358,7 @@ impl Mesh {
                     let record = Record { subject: entry.subject, body: entry.body };
                     self.local.queue.wake(&self.station, id, None, vec![record]).await?;
                 }
-                *after = Some(entry.position.0);
+                *after = Some(entry.position.seq);
             }
         }
     }
@@ -454,6 +454,15 @@ impl Homes {
 enum Side {
     Local,
     Far,
+}
+
+/// The two sides as one, for tests; the server's can be changed.
+#[cfg(test)]
+pub(crate) fn pair(local: Transport, far: Option<Transport>) -> (Transport, watch::Sender<Option<Transport>>) {
+    let (opened, far) = watch::channel(far);
+    let reach = watch::channel(Reach::Connected).1;
+    let place = Place { station: "here".parse().unwrap(), instance: crate::telemetry::new_instance(), forwards: false };
+    (compose(local, far, reach, place, TaskTracker::new(), CancellationToken::new()), opened)
 }
 
 #[async_trait]

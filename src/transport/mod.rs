@@ -134,9 +134,41 @@ pub enum Error {
 /// The result of a primitive.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A place in the log; a higher one is later. Zero is before the first record.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position(pub u64);
+/// A place in the log. Where two logs are read as one, each has its own number, and they rise apart: of two places neither may be
+/// behind the other, so there is no order among them. The default is before the first record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// The number in the log; this machine's, where the server's goes beside it.
+    pub seq: u64,
+    /// The number in the server's log, where that goes beside this machine's.
+    pub far: u64,
+}
+
+impl Position {
+    /// A place in a log that is one.
+    #[must_use]
+    pub const fn of(seq: u64) -> Self {
+        Self { seq, far: 0 }
+    }
+
+    /// Whether whoever has come to here has seen what stands at the other place.
+    #[must_use]
+    pub const fn reaches(self, other: Self) -> bool {
+        self.seq >= other.seq && self.far >= other.far
+    }
+
+    /// As far as the one or the other, in each log.
+    #[must_use]
+    pub fn join(self, other: Self) -> Self {
+        Self { seq: self.seq.max(other.seq), far: self.far.max(other.far) }
+    }
+
+    /// Where a reader stands that was here and has read these.
+    #[must_use]
+    pub fn past(self, entries: &[Entry]) -> Self {
+        entries.iter().fold(self, |at, entry| at.join(entry.position))
+    }
+}
 
 /// What is appended to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,7 +182,7 @@ pub struct Record {
 /// What stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its place.
+    /// Its place, in the log where it stands.
     pub position: Position,
     /// Where it belongs.
     pub subject: Subject,

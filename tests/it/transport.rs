@@ -113,7 +113,7 @@ pub(crate) async fn collect(follow: &mut Box<dyn Follow>, count: usize) -> Vec<E
 }
 
 pub(crate) async fn everything(t: &Transport, filter: Filter) -> Vec<Entry> {
-    t.log.read(filter, Position(0), usize::MAX).await.unwrap()
+    t.log.read(filter, Position::default(), usize::MAX).await.unwrap()
 }
 
 /// Takes one item of a lane.

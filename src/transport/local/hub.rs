@@ -183,7 +183,7 @@ impl Hub {
         if followers.dispatched + 1 < first {
             return false;
         }
-        let news = &entries[entries.partition_point(|entry| entry.position.0 <= followers.dispatched)..];
+        let news = &entries[entries.partition_point(|entry| entry.position.seq <= followers.dispatched)..];
         if !followers.works.is_empty() {
             for entry in news {
                 let mailboxes = entry.subject.work().and_then(|id| followers.works.get(&id));

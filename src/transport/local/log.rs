@@ -42,7 +42,7 @@ impl Log for LocalLog {
 
     async fn follow(&self, filter: Filter, after: Position) -> Result<Box<dyn Follow>> {
         let (mailbox, dispatched) = self.0.hub.join(filter);
-        Ok(Box::new(Follower { shared: Arc::clone(&self.0), filter, mailbox, position: after.0, stored: dispatched }))
+        Ok(Box::new(Follower { shared: Arc::clone(&self.0), filter, mailbox, position: after.seq, stored: dispatched }))
     }
 
     async fn replay(&self, filter: Filter) -> Result<(Vec<Entry>, Box<dyn Follow>)> {
@@ -51,7 +51,7 @@ impl Log for LocalLog {
         let mut follower = Follower { shared: Arc::clone(&self.0), filter, mailbox, position: dispatched, stored: dispatched };
         let entries = self.read(filter, Position::default(), usize::MAX).await?;
         if let Some(last) = entries.last() {
-            follower.position = follower.position.max(last.position.0);
+            follower.position = follower.position.max(last.position.seq);
         }
         follower.stored = follower.position;
         Ok((entries, Box::new(follower)))
@@ -59,7 +59,7 @@ impl Log for LocalLog {
 
     async fn head(&self) -> Result<Position> {
         let head = self.0.read(head).await?;
-        Ok(Position(u64::try_from(head).unwrap_or(0)))
+        Ok(Position::of(u64::try_from(head).unwrap_or(0)))
     }
 }
 
@@ -77,10 +77,10 @@ impl Follow for Follower {
     async fn next(&mut self) -> Result<Vec<Entry>> {
         loop {
             if self.position < self.stored {
-                let (filter, after) = (self.filter, Position(self.position));
+                let (filter, after) = (self.filter, Position::of(self.position));
                 let page = self.shared.read(move |conn| page(conn, filter, after, READ_MAX)).await?;
                 if let Some(last) = page.entries.last() {
-                    self.position = last.position.0;
+                    self.position = last.position.seq;
                 }
                 if page.end {
                     self.position = self.position.max(self.stored);
@@ -92,9 +92,9 @@ impl Follow for Follower {
             }
             match self.mailbox.open() {
                 Found::Entries(mut entries) => {
-                    entries.retain(|entry| entry.position.0 > self.position);
+                    entries.retain(|entry| entry.position.seq > self.position);
                     if let Some(last) = entries.back() {
-                        self.position = last.position.0;
+                        self.position = last.position.seq;
                         return Ok(entries.into());
                     }
                 }
@@ -138,7 +138,7 @@ pub(super) fn page(conn: &Connection, filter: Filter, after: Position, limit: us
             ("SELECT seq, work, channel, audit, body FROM log WHERE seq > ?1 AND work = ?2 ORDER BY seq", Some(id.as_bytes()))
         }
     };
-    let after = i64::try_from(after.0).unwrap_or(i64::MAX);
+    let after = i64::try_from(after.seq).unwrap_or(i64::MAX);
     let mut query = conn.prepare_cached(sql)?;
     let rows = match work {
         Some(work) => query.query(params![after, work.as_slice()])?,
@@ -169,7 +169,7 @@ fn take_page(mut rows: rusqlite::Rows<'_>, limit: usize) -> rusqlite::Result<Pag
 }
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let position = Position(u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0));
+    let position = Position::of(u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0));
     let work = row.get_ref(1)?.as_blob_or_null()?.and_then(WorkId::from_slice);
     let subject = match (work, row.get::<_, i64>(2)?) {
         (Some(id), 0) => Subject::Response(id),

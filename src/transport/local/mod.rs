@@ -260,7 +260,7 @@ impl Shared {
     /// Tells everybody in this process what a transaction of ours did.
     fn publish(&self, conn: &Connection, committed: Committed) {
         if let (Some(first), Some(last)) = (committed.entries.first(), committed.entries.last())
-            && !self.hub.dispatch(first.position.0, &committed.entries, last.position.0)
+            && !self.hub.dispatch(first.position.seq, &committed.entries, last.position.seq)
             && let Err(error) = self.catch_up(conn)
         {
             // The watcher tries again.
@@ -285,7 +285,7 @@ impl Shared {
                 return Ok(());
             }
             let page = log::page_of_all(conn, dispatched)?;
-            let last = page.entries.last().map_or(0, |entry| entry.position.0);
+            let last = page.entries.last().map_or(0, |entry| entry.position.seq);
             let last = if page.end { last.max(head) } else { last };
             self.hub.dispatch(dispatched + 1, &page.entries, last);
         }

@@ -152,12 +152,12 @@ impl<'a> Batch<'a> {
             let work = record.subject.work();
             let work = work.as_ref().map(|id| id.as_bytes().as_slice());
             insert.execute(params![next, work, channel, self.now.as_millis(), audit, &record.body[..]])?;
-            let position = Position(u64::try_from(next).unwrap_or(0));
+            let position = Position::of(u64::try_from(next).unwrap_or(0));
             self.appended.push(Entry { position, subject: record.subject.clone(), by: None, body: record.body.clone() });
             next += 1;
         }
         self.next_seq = Some(next);
-        Ok(Position(u64::try_from(next - 1).unwrap_or(0)))
+        Ok(Position::of(u64::try_from(next - 1).unwrap_or(0)))
     }
 
     /// The id of a station's hook, if it has ever had one.

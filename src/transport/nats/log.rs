@@ -113,7 +113,7 @@ impl NatsLog {
             if !filter.wants(&subject) {
                 continue;
             }
-            let position = Position(stored.seq);
+            let position = Position::of(stored.seq);
             let body = match self.blobs.unpack(&stored).await {
                 Ok(body) => body,
                 Err(Error::NoBlob(digest)) => {
@@ -136,10 +136,10 @@ impl NatsLog {
             Filter::Audit => {
                 let wide = wire.filter(filter);
                 let told = wire.told(&wide);
-                return self.stream.tail(wide, told, after.0, false).await;
+                return self.stream.tail(wide, told, after.seq, false).await;
             }
         };
-        Ok(self.stream.tail_beside(wide, self.told().await?, work, after.0))
+        Ok(self.stream.tail_beside(wide, self.told().await?, work, after.seq))
     }
 
     /// What the server says again of works. One subscription for each work would cost it more than the work itself.
@@ -176,11 +176,11 @@ impl Log for NatsLog {
             }
             _ => self.stream.publish_all(messages).await,
         };
-        Ok(Position(published.map_err(|fault| self.stream.explain(fault))?.seq))
+        Ok(Position::of(published.map_err(|fault| self.stream.explain(fault))?.seq))
     }
 
     async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>> {
-        let (subject, mut at, mut all) = (self.link.wire.filter(filter), after.0, Vec::new());
+        let (subject, mut at, mut all) = (self.link.wire.filter(filter), after.seq, Vec::new());
         while all.len() < limit {
             let page = self.stream.page(Some(&subject), at, limit - all.len()).await?;
             let Some(last) = page.messages.last() else { break };
@@ -212,7 +212,7 @@ impl Log for NatsLog {
     }
 
     async fn head(&self) -> Result<Position> {
-        self.stream.head().await.map(Position)
+        self.stream.head().await.map(Position::of)
     }
 }
 

@@ -14,10 +14,10 @@ pub(crate) async fn appends_stand_in_order(fixture: &mut impl Fixture) {
     let id = work();
     let first = t.log.append(vec![status(id, "a"), response(id, "b"), audit("station", "joined")]).await.unwrap();
     let second = t.log.append(vec![response(id, "c")]).await.unwrap();
-    assert!(second > first);
+    assert!(second.reaches(first) && !first.reaches(second));
     let all = everything(&t, Filter::AllWork).await;
     assert_eq!(bodies(&all), ["a", "b", "c"]);
-    assert!(all.is_sorted_by(|a, b| a.position < b.position));
+    assert!(all.is_sorted_by(|a, b| !a.position.reaches(b.position)));
     assert_eq!(all[2].position, second);
     assert_eq!(all[0].subject, Subject::Status(id));
     assert_eq!(all[1].subject, Subject::Response(id));
@@ -52,19 +52,19 @@ pub(crate) async fn a_read_gives_what_it_was_asked_for(fixture: &mut impl Fixtur
     let audits = everything(&t, Filter::Audit).await;
     assert_eq!(audits.len(), 1);
     assert_eq!(audits[0].subject.to_string(), "events.lease.taken");
-    let two = t.log.read(Filter::AllWork, Position(0), 2).await.unwrap();
+    let two = t.log.read(Filter::AllWork, Position::default(), 2).await.unwrap();
     assert_eq!(bodies(&two), ["1", "2"]);
     let rest = t.log.read(Filter::AllWork, two[1].position, 2).await.unwrap();
     assert_eq!(bodies(&rest), ["3"]);
-    assert!(t.log.read(Filter::Work(work()), Position(0), 9).await.unwrap().is_empty());
-    assert!(t.log.read(Filter::AllWork, Position(0), 0).await.unwrap().is_empty());
+    assert!(t.log.read(Filter::Work(work()), Position::default(), 9).await.unwrap().is_empty());
+    assert!(t.log.read(Filter::AllWork, Position::default(), 0).await.unwrap().is_empty());
 }
 
 pub(crate) async fn a_follower_gets_what_is_there_and_then_what_comes(fixture: &mut impl Fixture) {
     let t = fixture.transport();
     let id = work();
     t.log.append(vec![status(id, "a"), status(id, "b")]).await.unwrap();
-    let mut follow = t.log.follow(Filter::AllWork, Position(0)).await.unwrap();
+    let mut follow = t.log.follow(Filter::AllWork, Position::default()).await.unwrap();
     assert_eq!(bodies(&collect(&mut follow, 2).await), ["a", "b"]);
     t.log.append(vec![status(id, "c")]).await.unwrap();
     t.log.append(vec![audit("x", "y"), status(id, "d")]).await.unwrap();
@@ -78,9 +78,9 @@ pub(crate) async fn a_follower_of_one_work_gets_only_its_own(fixture: &mut impl 
     let t = fixture.transport();
     let (a, b) = (work(), work());
     t.log.append(vec![status(a, "a1"), status(b, "b1")]).await.unwrap();
-    let mut follow_a = t.log.follow(Filter::Work(a), Position(0)).await.unwrap();
-    let mut again = t.log.follow(Filter::Work(a), Position(0)).await.unwrap();
-    let mut follow_b = t.log.follow(Filter::Work(b), Position(0)).await.unwrap();
+    let mut follow_a = t.log.follow(Filter::Work(a), Position::default()).await.unwrap();
+    let mut again = t.log.follow(Filter::Work(a), Position::default()).await.unwrap();
+    let mut follow_b = t.log.follow(Filter::Work(b), Position::default()).await.unwrap();
     t.log.append(vec![response(b, "b2"), response(a, "a2")]).await.unwrap();
     assert_eq!(bodies(&collect(&mut follow_a, 2).await), ["a1", "a2"]);
     assert_eq!(bodies(&collect(&mut follow_b, 2).await), ["b1", "b2"]);
@@ -106,8 +106,8 @@ pub(crate) async fn a_follower_may_begin_at_any_place(fixture: &mut impl Fixture
             let id = work();
             let filter = if of_one { Filter::Work(id) } else { Filter::AllWork };
             let head = t.log.append((0..4).map(|n| status(id, n.to_string())).collect()).await.unwrap();
-            let mut follow = t.log.follow(filter, Position(head.0 - missing)).await.unwrap();
-            let expected = t.log.read(filter, Position(head.0 - missing), 9).await.unwrap();
+            let mut follow = t.log.follow(filter, Position::of(head.seq - missing)).await.unwrap();
+            let expected = t.log.read(filter, Position::of(head.seq - missing), 9).await.unwrap();
             assert_eq!(expected.len() as u64, missing);
             let last = t.log.append(vec![response(id, "last")]).await.unwrap();
             let got = collect(&mut follow, expected.len() + 1).await;
@@ -130,10 +130,10 @@ pub(crate) async fn followers_skip_and_repeat_nothing_while_many_write(fixture: 
             let t = t.clone();
             followers.spawn(async move {
                 if n % 2 == 1 {
-                    let mut wait = t.log.follow(Filter::AllWork, Position(0)).await.unwrap();
+                    let mut wait = t.log.follow(Filter::AllWork, Position::default()).await.unwrap();
                     collect(&mut wait, WRITERS * EACH / 4).await;
                 }
-                let mut follow = t.log.follow(filter, Position(0)).await.unwrap();
+                let mut follow = t.log.follow(filter, Position::default()).await.unwrap();
                 let count = if matches!(filter, Filter::Work(_)) { EACH } else { WRITERS * EACH };
                 (filter, collect(&mut follow, count).await)
             });
@@ -159,8 +159,8 @@ pub(crate) async fn a_follower_that_falls_behind_misses_nothing(fixture: &mut im
     const COUNT: usize = 20_000;
     let t = fixture.transport();
     let id = work();
-    let mut all = t.log.follow(Filter::AllWork, Position(0)).await.unwrap();
-    let mut one = t.log.follow(Filter::Work(id), Position(0)).await.unwrap();
+    let mut all = t.log.follow(Filter::AllWork, Position::default()).await.unwrap();
+    let mut one = t.log.follow(Filter::Work(id), Position::default()).await.unwrap();
     for chunk in 0..COUNT / 500 {
         t.log.append((0..500).map(|n| response(id, (chunk * 500 + n).to_string())).collect()).await.unwrap();
     }
@@ -177,7 +177,7 @@ pub(crate) async fn a_follower_that_falls_behind_misses_nothing(fixture: &mut im
 pub(crate) async fn a_dropped_wait_loses_nothing(fixture: &mut impl Fixture) {
     let t = fixture.transport();
     let id = work();
-    let mut follow = t.log.follow(Filter::Work(id), Position(0)).await.unwrap();
+    let mut follow = t.log.follow(Filter::Work(id), Position::default()).await.unwrap();
     let mut writers = JoinSet::new();
     let writer = t.clone();
     writers.spawn(async move {
@@ -204,7 +204,7 @@ pub(crate) async fn many_followers_of_single_works_get_theirs(fixture: &mut impl
     let mut works = Vec::new();
     for _ in 0..2000 {
         let id = work();
-        let mut follow = t.log.follow(Filter::Work(id), Position(0)).await.unwrap();
+        let mut follow = t.log.follow(Filter::Work(id), Position::default()).await.unwrap();
         works.push(id);
         followers.spawn(async move { (id, collect(&mut follow, 2).await) });
     }
@@ -222,7 +222,7 @@ pub(crate) async fn many_followers_of_single_works_get_theirs(fixture: &mut impl
 pub(crate) async fn another_process_sees_an_append_within_50_ms(fixture: &mut impl Fixture) {
     let (t, second) = (fixture.transport(), fixture.second().await);
     let id = work();
-    let mut follow = second.log.follow(Filter::Work(id), Position(0)).await.unwrap();
+    let mut follow = second.log.follow(Filter::Work(id), Position::default()).await.unwrap();
     let mut best = Duration::MAX;
     for n in 0..20 {
         t.log.append(vec![response(id, n.to_string())]).await.unwrap();
@@ -236,7 +236,7 @@ pub(crate) async fn another_process_sees_an_append_within_50_ms(fixture: &mut im
 
 pub(crate) async fn the_head_counts_every_process(fixture: &mut impl Fixture) {
     let (t, second) = (fixture.transport(), fixture.second().await);
-    assert_eq!(t.log.head().await.unwrap(), Position(0));
+    assert_eq!(t.log.head().await.unwrap(), Position::default());
     for n in 0..10 {
         let writer = if n % 2 == 0 { &t } else { &second };
         let position = writer.log.append(vec![audit("a", "b")]).await.unwrap();
@@ -252,9 +252,9 @@ pub(crate) async fn the_log_survives_a_restart(fixture: &mut impl Fixture) {
     let old = everything(&t, Filter::AllWork).await;
     let t = fixture.restart().await;
     assert_eq!(everything(&t, Filter::AllWork).await, old);
-    let mut follow = t.log.follow(Filter::AllWork, Position(0)).await.unwrap();
+    let mut follow = t.log.follow(Filter::AllWork, Position::default()).await.unwrap();
     let after = t.log.append(vec![response(id, "c")]).await.unwrap();
-    assert!(after > before);
+    assert!(!before.reaches(after));
     let got = collect(&mut follow, 3).await;
     assert_eq!(bodies(&got), ["a", "b", "c"]);
     assert_eq!(got.iter().map(|entry| entry.position).collect::<HashSet<_>>().len(), 3);
@@ -275,7 +275,7 @@ pub(crate) async fn who_begins_with_what_was_heard_lately_gets_everything_once(f
             while entries.len() < known.len() {
                 entries.extend(within(follow.next()).await.unwrap());
             }
-            entries.sort_by_key(|entry| entry.position);
+            entries.sort_by_key(|entry| entry.position.seq);
             assert_eq!(bodies(&entries), known, "round {round}");
         }
     }

@@ -406,7 +406,7 @@ pub(crate) async fn extending_moves_the_deadline(fixture: &mut impl Fixture) {
 pub(crate) async fn settling_removes_and_records(fixture: &mut impl Fixture) {
     let (t, at) = (fixture.transport(), station("s"));
     let id = pushed(fixture, &t, &at, "a", 0).await;
-    let mut follow = t.log.follow(Filter::Work(id), Position(0)).await.unwrap();
+    let mut follow = t.log.follow(Filter::Work(id), Position::default()).await.unwrap();
     let delivery = take_one(&t, &at, "a").await.delivery;
     assert!(t.queue.settle(&delivery, vec![response(id, "1"), response(id, "2")]).await.unwrap());
     assert_eq!(bodies(&collect(&mut follow, 2).await), ["1", "2"]);
