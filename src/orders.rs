@@ -28,7 +28,7 @@ use crate::model::work::{Assignment, Work};
 use crate::registry::Identity;
 use crate::runs::{self, Runs};
 use crate::telemetry::now;
-use crate::transport::{self, Item, Transport};
+use crate::transport::{self, Item, Pushed, Transport};
 use crate::works::{Works, record};
 
 /// A larger input travels as a blob.
@@ -104,6 +104,11 @@ impl Orders {
     /// # Errors
     /// The transport's; `Full` when the hook is.
     pub async fn push(&self, order: Assignment, lane: String, held_back: bool) -> Result<()> {
+        self.push_beside(None, order, lane, held_back).await.map(|_| ())
+    }
+
+    /// As `push`, for a work that lives where another one does, if given.
+    async fn push_beside(&self, beside: Option<WorkId>, order: Assignment, lane: String, held_back: bool) -> Result<Pushed> {
         let (lane, deadline) = match (&order.map, held_back) {
             (None, false) => (lane, order.start_by()),
             (None, true) => (lane, order.deadline().after(self.wait_max())),
@@ -115,6 +120,7 @@ impl Orders {
             turn: Turn::new(order.originating_station.as_str(), order.priority, order.assigned_at, self.0.config.lattice.work.ageing.get()),
             deadline,
             held_back: held_back || order.map.is_some(),
+            beside,
             body: Bytes::from(serde_json::to_vec(&order).unwrap_or_default()),
         };
         let limits = &self.0.config.lattice.work;
@@ -130,8 +136,7 @@ impl Orders {
             attempt: 0,
             kind: Kind::Assigned(Box::new(order)),
         };
-        self.0.transport.queue.push(&station, item, limit, Some(record(event))).await?;
-        Ok(())
+        Ok(self.0.transport.queue.push(&station, item, limit, Some(record(event))).await?)
     }
 
     /// Puts an input into its order, or beside it if it is too large for a message.

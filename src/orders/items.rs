@@ -12,7 +12,7 @@ use crate::model::map::{self, Spec};
 use crate::model::output::{Media, Output};
 use crate::model::work::{Assignment, Outcome, Status, Work};
 use crate::telemetry::{new_span_id, now};
-use crate::transport;
+use crate::transport::{self, Pushed};
 use crate::works::record;
 
 /// All that is said of an order itself belongs to one attempt.
@@ -60,8 +60,14 @@ impl Orders {
             return Ok(());
         }
         let Input { task, context, items } = self.input(order).await?;
+        let is_here = self.lives_here(order, standing).await?;
         for number in next {
-            if let Some(known) = self.0.works.get(map::work_id(order.work_id, number)).await? {
+            let known = match self.0.works.get(map::work_id(order.work_id, number)).await {
+                // It lives where its order does, and there nothing is known of it.
+                Err(transport::Error::Unreachable(_)) if is_here => None,
+                known => known?,
+            };
+            if let Some(known) = known {
                 standing.insert(number, known.status);
                 continue;
             }
@@ -72,8 +78,10 @@ impl Orders {
             let (task, context) = map::input(&task, &context, item);
             let mut child = map::order(order, number, now(), new_span_id());
             self.pack(&mut child, Input { task, context, items: Vec::new() }).await?;
-            match self.push(child, spec.lane.clone(), false).await {
-                Ok(()) => _ = standing.insert(number, Status::default()),
+            match self.push_beside(Some(order.work_id), child, spec.lane.clone(), false).await {
+                Ok(Pushed::New | Pushed::Known) => _ = standing.insert(number, Status::default()),
+                // The order lives on a machine that this one only hears of, and its own processes give out the rest; or it has settled.
+                Ok(Pushed::Elsewhere) => break,
                 // There is room again when some of what waits there has settled; whoever has more rights gives out the rest.
                 Err(Error::Transport(transport::Error::Full { .. } | transport::Error::Denied(_))) => break,
                 Err(error) => return Err(error),
@@ -84,6 +92,18 @@ impl Orders {
             Some(work) if work.is_called_off() => self.stop_below(&work).await,
             _ => Ok(()),
         }
+    }
+
+    /// Whether an order lives on this machine, with all its items of which something is known: an older program put those of one that
+    /// does on the server, once that was back.
+    async fn lives_here(&self, order: &Assignment, standing: &Standing) -> Result<bool> {
+        let log = &self.0.transport.log;
+        for id in std::iter::once(order.work_id).chain(standing.keys().map(|number| map::work_id(order.work_id, *number))) {
+            if !log.is_here(id).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Says how far it is; nothing when that was said already.

@@ -1,5 +1,6 @@
 //! Looks after orders for as long as a process lives: when something happened to what they wait for, and now and then anyway.
 
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -7,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::below::because;
 use super::{Error, Orders, Result};
+use crate::model::id::WorkId;
 use crate::model::map;
 use crate::runs::{self, Waiting};
 use crate::transport;
@@ -68,32 +70,34 @@ impl Orders {
     async fn round(&self, all: bool) -> Result<()> {
         self.0.runs.catch_up().await?;
         let mine = |waiting: &Waiting| all || [&waiting.target, &waiting.origin].contains(&&self.0.me.station);
+        let mut away = false;
         for orphan in self.0.runs.orphans().await?.into_iter().filter(mine) {
-            let stopped = match self.0.works.get(orphan.work_id).await? {
-                Some(work) => self.stop_with_its_parent(&work).await,
-                None => Ok(()),
-            };
-            self.note(&orphan, stopped)?;
+            self.see_to(&orphan, &mut away, self.stop_with_its_parent(orphan.work_id)).await?;
         }
         for waiting in self.0.runs.waiting(all).await?.into_iter().filter(mine) {
-            let looked = self.look_after(waiting.work_id).await;
-            self.note(&waiting, looked)?;
+            self.see_to(&waiting, &mut away, self.look_after(waiting.work_id)).await?;
         }
         Ok(())
     }
 
-    async fn stop_with_its_parent(&self, work: &crate::model::work::Work) -> Result<()> {
+    async fn stop_with_its_parent(&self, id: WorkId) -> Result<()> {
+        let Some(work) = self.0.works.get(id).await? else { return Ok(()) };
         let Some(parent) = work.assignment.as_ref().and_then(|order| order.parent_work_id) else { return Ok(()) };
-        if self.called_off_with(parent).await?.is_some() { self.stop(work, Some(because(parent))).await } else { Ok(()) }
+        if self.called_off_with(parent).await?.is_some() { self.stop(&work, Some(because(parent))).await } else { Ok(()) }
     }
 
-    /// One that cannot be seen to keeps no other waiting; while the server is away none can.
-    fn note(&self, waiting: &Waiting, done: Result<()>) -> Result<()> {
-        match done {
+    /// One that cannot be seen to keeps no other waiting. Once the server was found away, the rest of the round is for what lives here.
+    async fn see_to(&self, waiting: &Waiting, away: &mut bool, see: impl Future<Output = Result<()>>) -> Result<()> {
+        if *away && !self.0.transport.log.is_here(waiting.work_id).await? {
+            return Ok(());
+        }
+        match see.await {
             Err(Error::Transport(transport::Error::Denied(_))) | Ok(()) => Ok(()),
-            Err(error @ (Error::Runs(_) | Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_)))) => {
-                Err(error)
+            Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {
+                *away = true;
+                Ok(())
             }
+            Err(error @ Error::Runs(_)) => Err(error),
             Err(error) => {
                 tracing::warn!(work_id = %waiting.work_id, %error, "could not look after a work that waits for others; trying again");
                 Ok(())

@@ -1,8 +1,9 @@
 //! Local first: the lattice's server where it can be reached, this machine's own store where it cannot.
 //!
 //! A work lives in one place, which is decided when it is pushed: on the server, or, while that is away and the work is for this
-//! station's own agents, in the local store. What happens to it is written where it lives, and what was written locally is
-//! forwarded to the server's log once that is back.
+//! station's own agents, in the local store. An item of an order over many lives where its order does, whatever can be reached by
+//! then: each process of the lattice finds the same place for it. What happens to a work is written where it lives, and what was
+//! written locally is forwarded to the server's log once that is back.
 
 mod log;
 mod queue;
@@ -426,6 +427,14 @@ impl Homes {
 
     fn remember(&self, id: WorkId, local: bool) {
         self.known().insert(id, local);
+    }
+
+    /// Where a work lives of which nothing was found is not decided yet: another process may push it here.
+    fn forget(&self, id: WorkId) {
+        let mut known = self.known();
+        if known.get(&id) == Some(&false) {
+            known.remove(&id);
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<WorkId, bool>> {

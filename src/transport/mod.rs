@@ -213,6 +213,11 @@ pub trait Log: Send + Sync {
         Ok(None)
     }
 
+    /// Whether a work stands on this machine, so that it goes on however long a server is away. False where there is one place only.
+    async fn is_here(&self, _: WorkId) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The last entry's position, as of all processes now.
     async fn head(&self) -> Result<Position>;
 }
@@ -237,6 +242,8 @@ pub struct Item {
     pub deadline: Timestamp,
     /// Nobody gets it before somebody wakes it.
     pub held_back: bool,
+    /// It lives where this item does, and nowhere else.
+    pub beside: Option<WorkId>,
     /// The order.
     pub body: Bytes,
 }
@@ -248,6 +255,8 @@ pub enum Pushed {
     New,
     /// It waited, or was held, already.
     Known,
+    /// What it belongs beside is not on this hook: nothing has happened.
+    Elsewhere,
 }
 
 /// The right to settle an item: void once a later attempt has been taken.

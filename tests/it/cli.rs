@@ -221,6 +221,7 @@ impl Seed {
             turn: Turn::new("here", 0, Timestamp::from_millis(0), std::time::Duration::from_secs(1)),
             deadline,
             held_back: false,
+            beside: None,
             body: Bytes::from_static(b"{}"),
         };
         let announce = record(event(0, Kind::Assigned(Box::new(order))));

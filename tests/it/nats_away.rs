@@ -159,3 +159,94 @@ async fn a_task_that_was_begun_while_the_server_was_away_is_cancelled_once_it_is
     std::fs::write(home.agents.path().join("gate"), "").unwrap();
     assert_eq!(alice.settled(&id).await["status"], "COMPLETE");
 }
+
+fn lines(place: &Place, name: &str) -> Vec<String> {
+    let mut lines: Vec<String> = place.file(name).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn open(place: &Place, gate: &str) {
+    std::fs::write(place.agents.path().join(gate), "").unwrap();
+}
+
+/// Assigns once this station has found out that the server is away.
+async fn assigned_alone(client: &Client, order: Value) -> String {
+    eventually("it takes work all the same", async || {
+        Some(client.try_call("assign_work", order.clone()).await?.ok()?["work_id"].as_str()?.to_owned())
+    })
+    .await
+}
+
+/// Notes that it began, and ends once it may.
+const STEP: &str = r#"echo "$LATTICE_TASK" >> ran; while [ ! -e "go-$LATTICE_TASK" ]; do sleep 0.02; done; printf 'of %s' "$LATTICE_TASK""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_wait_go_on_at_home_while_those_on_the_server_wait_for_it() {
+    let mut server = NatsServer::start();
+    let (home, other) = (Place::new(), Place::new());
+    home.agent("step", "", STEP);
+    let alice = station(&server, "alice", &home.data, &home.agents).await;
+    let bob = station(&server, "bob", &other.data, &TempDir::new().unwrap()).await;
+    sees_agent(&bob, "step").await;
+    let map = |items: Value| json!({"agent_name": "step", "task": "{item}", "map": items, "parallel": 1});
+    let far = alice.call("assign_work", map(json!(["far-1", "far-2"]))).await["work_id"].as_str().unwrap().to_owned();
+    eventually("its first item runs", async || (lines(&home, "ran") == ["far-1"]).then_some(())).await;
+    server.kill();
+    let first = assigned_alone(&alice, json!({"agent_name": "step", "task": "first"})).await;
+    let second = assigned_alone(&alice, json!({"agent_name": "upper", "task": "second", "after": [first]})).await;
+    let items = assigned_alone(&alice, map(json!(["a", "b", "c"]))).await;
+    ["go-first", "go-a", "go-b", "go-c", "go-far-1", "go-far-2"].iter().for_each(|gate| open(&home, gate));
+    assert_eq!(sees(&alice, &second, "COMPLETE").await["result"], "SECOND");
+    let results = sees(&alice, &items, "COMPLETE").await;
+    assert!(results.to_string().contains("of c"), "{results}");
+    assert_eq!(lines(&home, "ran"), ["a", "b", "c", "far-1", "first"]);
+
+    server.revive();
+    for client in [&alice, &bob] {
+        for id in [&far, &items, &second] {
+            sees(client, id, "COMPLETE").await;
+        }
+    }
+    assert_eq!(lines(&home, "ran"), ["a", "b", "c", "far-1", "far-2", "first"], "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_items_of_an_order_that_began_alone_run_once_though_the_server_comes_and_goes() {
+    let mut server = NatsServer::start();
+    let (home, elsewhere, other) = (Place::new(), Place::new(), Place::new());
+    home.agent("step", "", STEP);
+    let often = [("LATTICE_WORK_RECHECK", "200ms")];
+    let alice = station_with(&server, "alice", &home.data, &home.agents, &often).await;
+    // Another machine under the same name hears of the order too, and has no part in it.
+    let replica = station_with(&server, "alice", &elsewhere.data, &home.agents, &often).await;
+    let bob = station_with(&server, "bob", &other.data, &TempDir::new().unwrap(), &often).await;
+    sees_agent(&bob, "step").await;
+    server.kill();
+    let order = json!({"agent_name": "step", "task": "{item}", "map": ["1", "2", "3", "4", "5", "6"], "parallel": 2});
+    let id = assigned_alone(&alice, order).await;
+    let runs = async |upto: usize| {
+        let wanted: Vec<String> = (1..=upto).map(|number| number.to_string()).collect();
+        eventually("the next items run", async || (lines(&home, "ran").len() >= upto).then_some(())).await;
+        assert_eq!(lines(&home, "ran"), wanted, "each once");
+    };
+    runs(2).await;
+    server.revive();
+    for client in [&alice, &replica, &bob] {
+        sees(client, &id, "ACCEPTED").await;
+    }
+    open(&home, "go-1");
+    open(&home, "go-2");
+    runs(4).await;
+    server.kill();
+    open(&home, "go-3");
+    open(&home, "go-4");
+    runs(6).await;
+    server.revive();
+    open(&home, "go-5");
+    open(&home, "go-6");
+    for client in [&alice, &replica, &bob] {
+        sees(client, &id, "COMPLETE").await;
+    }
+    runs(6).await;
+}

@@ -76,7 +76,15 @@ pub(crate) fn item(id: WorkId, lane: &str, priority: i32, now: Timestamp) -> Ite
 /// An item that this orchestrator pushes.
 pub(crate) fn item_of(origin: &str, id: WorkId, lane: &str, priority: i32, now: Timestamp) -> Item {
     let turn = Turn::new(origin, priority, now, AGEING);
-    Item { id, lane: lane.into(), turn, deadline: now.after(HOUR), held_back: false, body: Bytes::from(format!("order {id}")) }
+    Item {
+        id,
+        lane: lane.into(),
+        turn,
+        deadline: now.after(HOUR),
+        held_back: false,
+        beside: None,
+        body: Bytes::from(format!("order {id}")),
+    }
 }
 
 pub(crate) fn want(lanes: &[(&str, u32)], room: u32) -> Want {
@@ -167,6 +175,7 @@ macro_rules! contract {
                     a_take_keeps_to_its_lanes_and_their_room
                     a_taken_item_is_whole
                     pushing_again_changes_nothing
+                    what_belongs_beside_another_is_pushed_only_where_that_is
                     a_full_hook_refuses_and_nothing_has_happened
                     held_items_do_not_fill_a_hook
                     what_is_held_back_takes_no_room_from_what_may_start

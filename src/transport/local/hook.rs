@@ -74,6 +74,11 @@ fn delete(batch: &mut Batch<'_>, hook: i64, item: &Found) -> rusqlite::Result<()
 pub(super) fn push(batch: &mut Batch<'_>, station: &StationId, item: &Item, limit: u32, announce: Option<&Record>) -> Step<Pushed> {
     let hook = batch.hook_made(station)?;
     let waits = Waits::of(item);
+    if let Some(beside) = item.beside
+        && find(batch, hook, beside)?.is_none()
+    {
+        return Ok(if find(batch, hook, item.id)?.is_some() { Pushed::Known } else { Pushed::Elsewhere });
+    }
     if batch.waiting(hook, waits)? >= i64::from(limit) {
         return match find(batch, hook, item.id)? {
             Some(_) => Ok(Pushed::Known),

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 
 use super::{Far, Homes, Mesh};
+use crate::model::id::WorkId;
 use crate::transport::{Entry, Error, Filter, Follow, Log, Position, Record, Result};
 
 /// A place of the server's log, beside this machine's.
@@ -67,7 +68,12 @@ impl Log for Mesh {
             if self.is_local(id).await? {
                 return self.local.log.read(filter, after, limit).await;
             }
-            return self.far()?.log.read(filter, there(after), limit).await.map(all_beside);
+            let far = async { self.far()?.log.read(filter, there(after), limit).await };
+            let entries = far.await;
+            if entries.as_ref().map_or(true, Vec::is_empty) {
+                self.homes.forget(id);
+            }
+            return entries.map(all_beside);
         }
         let mut entries = self.local.log.read(filter, after, limit).await?;
         entries.extend(self.read_far(filter, after, limit - entries.len()).await?);
@@ -105,6 +111,10 @@ impl Log for Mesh {
         }
         let Some((entries, follow)) = self.far()?.log.lately(filter).await? else { return Ok(None) };
         Ok(Some((all_beside(entries), Box::new(Beside(follow)))))
+    }
+
+    async fn is_here(&self, id: WorkId) -> Result<bool> {
+        self.is_local(id).await
     }
 
     async fn head(&self) -> Result<Position> {

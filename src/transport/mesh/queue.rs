@@ -14,6 +14,12 @@ use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Queue, Record, R
 impl Queue for Mesh {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
         let id = item.id;
+        if let Some(beside) = item.beside {
+            let is_local = self.is_local(beside).await?;
+            let home = if is_local { self.local.clone() } else { self.far()? };
+            self.remember(id, is_local);
+            return home.queue.push(station, item, limit, announce).await;
+        }
         let noted = self.noted().get(&id).cloned();
         let away = match self.far() {
             // Others may have used its key on the server meanwhile.
@@ -179,5 +185,62 @@ impl Queue for Mesh {
             }
         });
         signal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::model::turn::Turn;
+    use crate::telemetry::{new_instance, new_work_id, now};
+    use crate::transport::mesh::{Place, compose};
+    use crate::transport::{Filter, Position, Reach, Subject, Transport, local};
+
+    fn item(id: WorkId, beside: Option<WorkId>) -> Item {
+        let (turn, deadline) = (Turn::new("here", 0, now(), Duration::from_secs(1)), now().after(Duration::from_secs(60)));
+        Item { id, lane: "a".into(), turn, deadline, held_back: false, beside, body: "{}".into() }
+    }
+
+    #[tokio::test]
+    async fn an_item_lives_where_its_order_does_whatever_can_be_reached() {
+        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = Config::default().lattice.storage;
+        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let station: StationId = "here".parse().unwrap();
+        let (server, opened) = watch::channel(None);
+        let (_reach, reach) = watch::channel(Reach::Connected);
+        let process = || {
+            let place = Place { station: station.clone(), instance: new_instance(), forwards: false };
+            compose(near.transport(), opened.clone(), reach.clone(), place, TaskTracker::new(), CancellationToken::new())
+        };
+        let (mesh, other) = (process(), process());
+        let push = async |mesh: &Transport, id: WorkId, beside: Option<WorkId>| {
+            let record = Record { subject: Subject::Status(id), body: "{}".into() };
+            mesh.queue.push(&station, item(id, beside), 9, Some(record)).await
+        };
+        let waiting = async |side: &Transport| side.queue.load(&station).await.unwrap().iter().map(|lane| lane.waiting).sum::<u32>();
+        let (ours, theirs, first, second, third) = (new_work_id(), new_work_id(), new_work_id(), new_work_id(), new_work_id());
+        push(&mesh, ours, None).await.unwrap();
+        server.send_replace(Some(far.transport()));
+        push(&mesh, theirs, None).await.unwrap();
+        assert!(mesh.log.is_here(ours).await.unwrap() && !mesh.log.is_here(theirs).await.unwrap());
+
+        // Whoever looks for it before it is pushed finds it all the same afterwards.
+        assert!(other.log.read(Filter::Work(first), Position::default(), 9).await.unwrap().is_empty());
+        assert_eq!(push(&mesh, first, Some(ours)).await.unwrap(), Pushed::New);
+        assert_eq!(push(&mesh, second, Some(theirs)).await.unwrap(), Pushed::New);
+        assert_eq!((waiting(&near.transport()).await, waiting(&far.transport()).await), (2, 2));
+        server.send_replace(None);
+        assert!(other.log.is_here(first).await.unwrap());
+        assert_eq!(push(&other, first, Some(ours)).await.unwrap(), Pushed::Known);
+        assert!(matches!(push(&mesh, third, Some(theirs)).await, Err(Error::Unreachable(_))));
+        assert_eq!(push(&mesh, third, Some(ours)).await.unwrap(), Pushed::New);
+        assert_eq!((waiting(&near.transport()).await, waiting(&far.transport()).await), (3, 2));
+        near.close();
+        far.close();
     }
 }

@@ -263,7 +263,8 @@ mod tests {
         let push = async |process: &Transport, id| {
             let turn = Turn::new("me", 0, now(), Duration::from_secs(60));
             let body = Bytes::from_static(b"{}");
-            let item = Item { id, lane: "a".into(), turn, deadline: now().after(Duration::from_secs(60)), held_back: false, body };
+            let item =
+                Item { id, lane: "a".into(), turn, deadline: now().after(Duration::from_secs(60)), held_back: false, beside: None, body };
             let announce = Record { subject: Subject::Status(id), body: "{}".into() };
             process.queue.push(&station, item, 9, Some(announce)).await
         };

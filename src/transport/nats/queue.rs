@@ -281,8 +281,10 @@ impl Queue for NatsQueue {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
         let (turn, lane, held_back, waits) = (item.turn.clone(), item.lane.as_str().into(), item.held_back, Waits::of(&item));
         let label = Label { id: item.id, turn, deadline: item.deadline, lane, held_back };
-        let Some(Ready(stream, item)) = self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? else {
-            return self.known(label.id, announce).await;
+        let Ready(stream, item) = match self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? {
+            Ok(ready) => ready,
+            Err(Pushed::Elsewhere) => return Ok(Pushed::Elsewhere),
+            Err(_) => return self.known(label.id, announce).await,
         };
         let coming = OnItsWay { queue: self, station, waits };
         let mut headers = HeaderMap::new();

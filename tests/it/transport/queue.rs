@@ -218,6 +218,23 @@ pub(crate) async fn pushing_again_changes_nothing(fixture: &mut impl Fixture) {
     assert_eq!(recorded(&t).await, ["assigned"]);
 }
 
+pub(crate) async fn what_belongs_beside_another_is_pushed_only_where_that_is(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let order = work();
+    let beside = |id| Item { beside: Some(order), ..item(id, "a", 0, fixture.now()) };
+    let early = beside(work());
+    assert_eq!(t.queue.push(&at, early.clone(), 10, Some(status(early.id, "early"))).await.unwrap(), Pushed::Elsewhere);
+    push(&t, &at, Item { held_back: true, ..item(order, "orders", 0, fixture.now()) }).await;
+    assert_eq!(push(&second, &station("other"), early.clone()).await, Pushed::Elsewhere);
+    assert_eq!(push(&second, &at, early.clone()).await, Pushed::New);
+    assert_eq!(push(&t, &at, early.clone()).await, Pushed::Known);
+    assert!(second.queue.remove(&at, order, vec![]).await.unwrap());
+    assert_eq!(push(&t, &at, early.clone()).await, Pushed::Known);
+    assert_eq!(push(&t, &at, beside(work())).await, Pushed::Elsewhere);
+    assert_eq!(take(&t, &at, &[("a", 9)], 9).await, [early.id]);
+    assert!(recorded(&t).await.is_empty());
+}
+
 pub(crate) async fn a_full_hook_refuses_and_nothing_has_happened(fixture: &mut impl Fixture) {
     let (t, at) = (fixture.transport(), station("s"));
     let mut tasks = JoinSet::new();

@@ -11,13 +11,13 @@ use super::super::stream::Stream;
 use super::keeper::Open;
 use crate::model::id::{InstanceId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{Delivery, Error, Item, LaneLoad, Result, Waits, Want};
+use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Result, Waits, Want};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// What a caller wants of a hook.
 pub(super) enum Ask {
-    Push(Box<Item>, u32, Reply<Option<Ready>>),
+    Push(Box<Item>, u32, Reply<std::result::Result<Ready, Pushed>>),
     Pushed(u64, Label, Bytes),
     Abandoned(Waits),
     Take(Want, Reply<(Vec<Grant>, Option<Timestamp>)>),
@@ -40,7 +40,10 @@ impl Ask {
     /// Whether the answer would be wrong if something had not been heard of yet.
     pub(super) fn wants_news(&self, hook: &Hook) -> bool {
         match self {
-            Self::Push(item, limit, _) => !hook.knows(item.id) && hook.waiting(Waits::of(item)) >= *limit as usize,
+            Self::Push(item, limit, _) => {
+                let beside_nothing = item.beside.is_some_and(|beside| !hook.knows(beside));
+                !hook.knows(item.id) && (beside_nothing || hook.waiting(Waits::of(item)) >= *limit as usize)
+            }
             Self::Wake(id, ..) | Self::Remove(id, _) | Self::Knows(id, _) => !hook.knows(*id),
             Self::Settle(delivery, _) | Self::Holds(delivery, _) | Self::Release(delivery, ..) => hook.of(delivery).is_none(),
             Self::Extend(held, ..) => held.iter().any(|delivery| hook.of(delivery).is_none()),
@@ -53,12 +56,13 @@ impl Ask {
     /// Whoever asked may have gone: an operation stands all the same.
     pub(super) fn answer(self, answer: Answer, open: &Open) {
         match (self, answer) {
-            (Self::Push(item, _, reply), Answer::Ready) => _ = reply.send(Ok(Some(Ready(Arc::clone(&open.stream), item)))),
+            (Self::Push(item, _, reply), Answer::Ready) => _ = reply.send(Ok(Ok(Ready(Arc::clone(&open.stream), item)))),
             (Self::Push(item, limit, reply), Answer::Full) => {
                 let waits = Waits::of(&item);
                 _ = reply.send(Err(Error::Full { station: open.hook.station().clone(), limit, waits }));
             }
-            (Self::Push(_, _, reply), _) => _ = reply.send(Ok(None)),
+            (Self::Push(_, _, reply), Answer::Elsewhere) => _ = reply.send(Ok(Err(Pushed::Elsewhere))),
+            (Self::Push(_, _, reply), _) => _ = reply.send(Ok(Err(Pushed::Known))),
             (Self::Take(_, reply), Answer::Grants(grants, next_at)) => _ = reply.send(Ok((grants, next_at))),
             (Self::Expired(.., reply), Answer::Grants(grants, _)) => _ = reply.send(Ok(grants)),
             (Self::Extend(.., reply), Answer::Lost(lost)) => _ = reply.send(Ok(lost)),
@@ -110,6 +114,7 @@ pub(super) struct Draft {
 /// What a caller is told once the operations stand.
 pub(super) enum Answer {
     Known,
+    Elsewhere,
     Full,
     Ready,
     Nothing,
@@ -141,6 +146,8 @@ impl Draft {
             Ask::Push(item, limit, _) => {
                 if hook.knows(item.id) {
                     Answer::Known
+                } else if item.beside.is_some_and(|beside| !hook.knows(beside)) {
+                    Answer::Elsewhere
                 } else if hook.waiting(Waits::of(item)) + open.coming.of(Waits::of(item)) >= *limit as usize {
                     Answer::Full
                 } else {
