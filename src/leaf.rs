@@ -7,6 +7,7 @@ mod attempt;
 mod claim;
 mod expire;
 mod lend;
+mod outbox;
 mod policy;
 mod watch_over;
 

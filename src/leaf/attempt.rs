@@ -257,11 +257,10 @@ impl Attempt<'_> {
         let mut watch = Watch::new(self, work, stop.clone(), answers);
         if self.assignment.start_by() < self.assignment.deadline() {
             // It has begun: from now on the whole of its time counts.
-            watch.extend(watch.deadline()).await?;
+            self.extend(watch.deadline()).await?;
         }
         let ears = Ears { attempt: self, following: Some(following) };
         let ended = watch.over(run, heard, inbox, ears).await?;
-        watch.tell_usage().await?;
         let duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match (ended, watch.why.take()) {
             (Ended::Complete(result), _) => self.settle(vec![self.record(Kind::Complete { result, duration_ms, checks })]).await,
@@ -368,6 +367,13 @@ impl Attempt<'_> {
         self.retrying(|| self.leaf.transport.log.append(records.clone())).await.map(|_| ())
     }
 
+    /// Moves the item's deadline.
+    pub(super) async fn extend(&self, deadline: Timestamp) -> Result<()> {
+        let lease = self.leaf.config.lattice.work.lease.get();
+        let (queue, held) = (&self.leaf.transport.queue, std::slice::from_ref(self.delivery));
+        self.retrying(|| queue.extend(held, lease, Some(deadline))).await.map(|_| ())
+    }
+
     async fn release(&self, at: Timestamp, deadline: Option<Timestamp>, kind: Kind) -> Result<bool> {
         let records = vec![self.record(kind)];
         self.retrying(|| self.leaf.transport.queue.release(self.delivery, at, deadline, records.clone())).await
@@ -394,7 +400,11 @@ impl Attempt<'_> {
     }
 
     pub(super) fn record(&self, kind: Kind) -> Record {
-        record(event(self.leaf, &self.assignment.orchestrator_run_id, self.delivery, kind))
+        record(self.event(kind))
+    }
+
+    pub(super) fn event(&self, kind: Kind) -> Event {
+        event(self.leaf, &self.assignment.orchestrator_run_id, self.delivery, kind)
     }
 }
 

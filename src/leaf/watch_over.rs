@@ -1,10 +1,12 @@
-//! What goes on while an attempt's agent runs: its reports, what is said from outside, and the clock.
+//! What goes on while an attempt's agent runs: its reports, what is said from outside, and the clock. What is to be written waits for
+//! nothing but the server, and nothing here waits for that.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::TROUBLE_PAUSE;
 use super::attempt::{Attempt, Why, Word};
 use super::claim::Meter;
+use super::outbox::{Outbox, Step};
 use crate::model::event::{Ask, Failure, FailureKind, Kind};
 use crate::model::output::Output;
 use crate::model::time::{Span, Timestamp};
@@ -19,7 +22,7 @@ use crate::model::work::{Exchange, Work};
 use crate::runner::{Answer, Ended, Report};
 use crate::telemetry::now;
 use crate::transport::Result;
-use crate::works::Following;
+use crate::works::{Following, record};
 
 /// Goes along with the work while an attempt at it runs: nothing that is said of it after the taking is missed.
 pub(super) struct Ears<'a> {
@@ -77,6 +80,9 @@ pub(super) struct Watch<'a> {
     /// Whether the station stops.
     rests: bool,
     meter: Meter,
+    /// What is said of the attempt and not written yet, after what is being written.
+    outbox: Outbox,
+    writing: Option<BoxFuture<'a, Result<()>>>,
 }
 
 impl<'a> Watch<'a> {
@@ -102,6 +108,8 @@ impl<'a> Watch<'a> {
             heard_at: Instant::now(),
             rests: false,
             meter: Meter::new(attempt.leaf.config.lattice.work.progress_per_second),
+            outbox: Outbox::default(),
+            writing: None,
         }
     }
 
@@ -121,30 +129,62 @@ impl<'a> Watch<'a> {
         let mut run = std::pin::pin!(run);
         let ended = loop {
             let check_at = self.meter.due().map_or_else(|| self.next_check(), |due| due.min(self.next_check()));
+            let takes_in = self.why.is_some() || self.outbox.has_room();
             tokio::select! {
                 biased;
-                Some(word) = inbox.recv() => self.hear(word).await?,
-                work = ears.next() => self.heed(&work).await?,
-                Some(report) = reports.recv() => self.take_in(report).await?,
+                Some(word) = inbox.recv() => self.hear(word),
+                work = ears.next() => self.heed(&work),
+                written = self.write() => written?,
+                // Whoever is to be stopped may say all that it has left.
+                Some(report) = reports.recv(), if takes_in => self.take_in(report),
                 ended = &mut run => break ended,
                 () = tokio::time::sleep_until(check_at) => {
                     self.check_clock();
                     if self.meter.due().is_some_and(|due| due <= Instant::now()) {
-                        self.tell_usage().await?;
+                        self.tell_usage();
                     }
                 }
             }
         };
         while let Ok(report) = reports.try_recv() {
-            self.take_in(report).await?;
+            self.take_in(report);
         }
+        self.write_all().await?;
         while let Ok(word) = inbox.try_recv() {
-            self.hear(word).await?;
+            self.hear(word);
         }
         while let Some(work) = ears.next().now_or_never() {
-            self.heed(&work).await?;
+            self.heed(&work);
         }
+        self.tell_usage();
+        self.write_all().await?;
         Ok(ended)
+    }
+
+    /// Writes what waits next, for as long as that takes; never returns while nothing does. Dropping the future loses nothing.
+    async fn write(&mut self) -> Result<()> {
+        let attempt = self.attempt;
+        if self.writing.is_none() {
+            self.writing = self.outbox.next().map(|step| match step {
+                Step::Say(event) => attempt.append(vec![record(*event)]).boxed(),
+                Step::Extend(deadline) => attempt.extend(deadline).boxed(),
+            });
+        }
+        let Some(writing) = &mut self.writing else { return std::future::pending().await };
+        let written = writing.await;
+        self.writing = None;
+        written
+    }
+
+    async fn write_all(&mut self) -> Result<()> {
+        while self.writing.is_some() || !self.outbox.is_empty() {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, kind: Kind) {
+        self.outbox.put(Step::Say(Box::new(self.attempt.event(kind))));
     }
 
     fn next_check(&self) -> Instant {
@@ -189,9 +229,9 @@ impl<'a> Watch<'a> {
         self.stop.cancel();
     }
 
-    async fn hear(&mut self, word: Word) -> Result<()> {
+    fn hear(&mut self, word: Word) {
         match word {
-            Word::Stands(work) => self.heed(&work).await?,
+            Word::Stands(work) => self.heed(&work),
             Word::Lost => self.end(Why::Lost),
             Word::Rest => {
                 self.rests = true;
@@ -199,11 +239,10 @@ impl<'a> Watch<'a> {
             }
             Word::HandBack => self.end(Why::HandBack),
         }
-        Ok(())
     }
 
     /// Does what the work's state asks for: stop, wait for an answer, or hand one to the agent. The same state twice changes nothing.
-    async fn heed(&mut self, work: &Work) -> Result<()> {
+    fn heed(&mut self, work: &Work) {
         match work.status.mark() {
             None => self.end(Why::Lost),
             Some(mark) if mark.attempt > self.attempt.delivery.attempt => self.end(Why::Lost),
@@ -218,7 +257,7 @@ impl<'a> Watch<'a> {
             // Put by the tool, on the agent's behalf.
             if ask > self.asks {
                 self.asks = ask;
-                self.wait_for_answer().await?;
+                self.wait_for_answer();
             }
             let asked_again = self.again.contains(&ask);
             let Some(answer) = exchange.answer.as_ref().filter(|_| ask > self.answered || asked_again) else { continue };
@@ -226,25 +265,21 @@ impl<'a> Watch<'a> {
             self.again.retain(|again| *again != ask);
             self.before.retain(|before| before.ask.ask != ask);
             if ask == self.asks || asked_again {
-                self.resume().await?;
+                self.resume();
             }
             // An agent that does not listen gets the answer with its next attempt.
             let _ = self.answers.try_send(Answer { ask, answer: answer.clone() });
         }
-        Ok(())
     }
 
-    async fn take_in(&mut self, report: Report) -> Result<()> {
+    fn take_in(&mut self, report: Report) {
         self.heard_at = Instant::now();
         let kind = match report {
-            Report::Alive => return Ok(()),
-            Report::Used(more) => {
-                self.meter.add(more);
-                return Ok(());
-            }
+            Report::Alive => return,
+            Report::Used(more) => return self.meter.add(more),
             Report::Printed(output) => {
                 self.printed = Some(output);
-                return Ok(());
+                return;
             }
             Report::Progress { pct, message } => Kind::Progress { pct, message },
             Report::Escalate { reason, context, needs } => {
@@ -254,7 +289,7 @@ impl<'a> Watch<'a> {
                     Some((ask, Some(answer), at)) => {
                         self.before.remove(at);
                         let _ = self.answers.try_send(Answer { ask, answer });
-                        return Ok(());
+                        return;
                     }
                     // It is the same question still: whoever is about to answer it does not answer in vain.
                     Some((ask, None, _)) if ask > self.closed => {
@@ -267,14 +302,14 @@ impl<'a> Watch<'a> {
                         self.asks
                     }
                 };
-                self.tell_usage().await?;
-                self.wait_for_answer().await?;
+                self.tell_usage();
+                self.wait_for_answer();
                 let ask = Ask { ask: number, reason, context, needs, parked: false };
                 self.last_ask = Some(ask.clone());
                 Kind::Escalate(ask)
             }
         };
-        self.attempt.append(vec![self.attempt.record(kind)]).await
+        self.say(kind);
     }
 
     fn rest(&mut self) {
@@ -283,37 +318,29 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Puts on the log what was used and does not stand there yet.
-    pub(super) async fn tell_usage(&mut self) -> Result<()> {
-        match self.meter.tell() {
-            Some(used) => self.attempt.append(vec![self.attempt.record(Kind::Used(used))]).await,
-            None => Ok(()),
+    /// Says what was used and was not said yet.
+    fn tell_usage(&mut self) {
+        if let Some(used) = self.meter.tell() {
+            self.say(Kind::Used(used));
         }
     }
 
     /// While a question is open the clocks stand still, and the item's deadline is the answer's.
-    async fn wait_for_answer(&mut self) -> Result<()> {
+    fn wait_for_answer(&mut self) {
         self.waiting.get_or_insert_with(now);
-        self.extend(now().after(self.answer_timeout())).await?;
+        self.outbox.put(Step::Extend(now().after(self.answer_timeout())));
         self.rest();
-        Ok(())
     }
 
     fn answer_timeout(&self) -> Duration {
         self.attempt.leaf.config.lattice.work.answer_timeout.get()
     }
 
-    async fn resume(&mut self) -> Result<()> {
+    fn resume(&mut self) {
         if let Some(since) = self.waiting.take() {
             self.waited += now().since(since);
         }
         self.heard_at = Instant::now();
-        self.extend(self.deadline()).await
-    }
-
-    pub(super) async fn extend(&self, deadline: Timestamp) -> Result<()> {
-        let lease = self.attempt.leaf.config.lattice.work.lease.get();
-        let (queue, held) = (&self.attempt.leaf.transport.queue, std::slice::from_ref(self.attempt.delivery));
-        self.attempt.retrying(|| queue.extend(held, lease, Some(deadline))).await.map(|_| ())
+        self.outbox.put(Step::Extend(self.deadline()));
     }
 }

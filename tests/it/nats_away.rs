@@ -250,3 +250,45 @@ async fn the_items_of_an_order_that_began_alone_run_once_though_the_server_comes
     }
     runs(6).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_talking_agent_runs_out_of_time_while_the_server_is_away_and_what_it_said_is_told_later() {
+    let mut server = NatsServer::start();
+    let home = Place::new();
+    let script = "echo $$ > pid\ni=0\nwhile :; do i=$((i+1)); echo \"::lattice {\\\"progress\\\": 1, \\\"message\\\": \\\"turn $i\\\"}\"\n\
+        ! mv away heard 2> /dev/null || echo '::lattice {\"escalate\": {\"reason\": \"which colour?\"}}'; sleep 0.1; done\n";
+    std::fs::write(home.agents.path().join("talker.sh"), script).unwrap();
+    std::fs::write(
+        home.agents.path().join("talker.md"),
+        "---\nname: talker\ndescription: talks\nrunner: { kind: command, interactive: true, command: [sh, talker.sh] }\n---\n",
+    )
+    .unwrap();
+    let variables = [("LATTICE_WORK_KILL_AFTER", "500ms"), ("LATTICE_WORK_ANSWER_TIMEOUT", "3s")];
+    let alice = station_with(&server, "alice", &home.data, &home.agents, &variables).await;
+    let assign = async || {
+        let order = json!({"agent_name": "talker", "task": "x", "timeout": "6s"});
+        let id = alice.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+        let pid = eventually("it runs", async || home.file("pid").trim().parse::<u32>().ok()).await;
+        std::fs::remove_file(home.agents.path().join("pid")).unwrap();
+        (id, pid)
+    };
+    let gone = async |pid: u32| {
+        let stat = format!("/proc/{pid}/stat");
+        eventually("the agent is stopped", async || (!std::path::Path::new(&stat).exists()).then_some(())).await;
+    };
+    let (talks, talker) = assign().await;
+    let (asks, asker) = assign().await;
+    server.kill();
+    open(&home, "away");
+    eventually("one of them asks", async || home.agents.path().join("heard").exists().then_some(())).await;
+    gone(talker).await;
+    gone(asker).await;
+    server.revive();
+    let mut asked = 0;
+    for id in [&talks, &asks] {
+        let work = sees(&alice, id, "FAILED").await;
+        assert_eq!(work["error"]["kind"], "total_timeout", "{work}");
+        asked += usize::from(work["error"]["message"].as_str().unwrap().contains("nobody answered question 1"));
+    }
+    assert_eq!(asked, 1, "the question that was asked meanwhile counts");
+}
