@@ -6,6 +6,7 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http::{HeaderMap, header};
+use rmcp::model::{ProtocolVersion, RequestMetaObject};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -64,7 +65,9 @@ async fn waste(stream: &mut axum::body::BodyDataStream, max: u64) {
 pub(super) struct Look {
     /// It opens a session.
     pub(super) initialize: bool,
-    /// It carries its protocol version, as newer clients do: sessions mean nothing to it.
+    /// It carries its protocol version.
+    pub(super) versioned: bool,
+    /// It is a newer client's request, by what it carries: sessions mean nothing to it.
     pub(super) modern: bool,
     /// Its answer is a stream that lasts as long as the client listens.
     pub(super) listen: bool,
@@ -74,6 +77,7 @@ pub(super) struct Look {
 
 #[derive(Deserialize)]
 struct Message<'a> {
+    id: Option<IgnoredAny>,
     #[serde(borrow)]
     method: Option<std::borrow::Cow<'a, str>>,
     params: Option<Params>,
@@ -82,14 +86,8 @@ struct Message<'a> {
 #[derive(Deserialize)]
 struct Params {
     #[serde(rename = "_meta")]
-    meta: Option<Meta>,
+    meta: Option<RequestMetaObject>,
     name: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Meta {
-    #[serde(rename = "io.modelcontextprotocol/protocolVersion")]
-    version: Option<IgnoredAny>,
 }
 
 /// Looks at a message; whether it is one of MCP's is left to rmcp. `needs` knows which scope a method and its tool need.
@@ -98,12 +96,17 @@ pub(super) fn look(body: &[u8], needs: fn(&str, Option<&str>) -> Scope) -> Resul
         Ok(message) => {
             let method = message.method.as_deref();
             let (meta, name) = message.params.map_or((None, None), |params| (params.meta, params.name));
-            let version = meta.and_then(|meta| meta.version);
+            let initialize = method == Some("initialize");
+            // Only what rmcp takes for a request has a version of its own.
+            let meta = meta.filter(|_| method.is_some() && !initialize && message.id.is_some());
+            let version = meta.as_ref().and_then(RequestMetaObject::protocol_version);
+            let is_whole = meta.is_some_and(|meta| meta.missing_required_keys(&ProtocolVersion::NO_INITIALIZE).is_empty());
             // What has no method answers a question of ours.
             let needed = method.map_or(Scope::Assign, |method| needs(method, name.as_ref().and_then(Value::as_str)));
             Ok(Look {
-                initialize: method == Some("initialize"),
-                modern: version.is_some() && method != Some("initialize"),
+                initialize,
+                versioned: version.is_some(),
+                modern: is_whole || version.is_some_and(|version| !version.has_initialize()),
                 listen: method == Some("subscriptions/listen"),
                 needs: Some(needed),
             })
@@ -126,7 +129,22 @@ mod tests {
     fn a_message_shows_how_it_is_served() {
         let look = |text: &str| look(text.as_bytes(), needs).unwrap();
         assert!(look(r#"{"id":1,"method":"initialize","params":{"_meta":{}}}"#).initialize);
-        assert!(look(r#"{"method":"tools/call","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#).modern);
+        let with_meta = |start: &str, meta: &str| look(&format!(r#"{{{start},"params":{{"_meta":{{{meta}}}}}}}"#));
+        let version = |version: &str| format!(r#""io.modelcontextprotocol/protocolVersion":{version}"#);
+        let of_now = version(r#""2026-07-28""#);
+        let (request, of_old) = (r#""id":1,"method":"tools/call""#, version(r#""2025-11-25""#));
+        assert!(with_meta(request, &of_now).modern && with_meta(request, &of_now).versioned);
+        assert!(with_meta(request, &format!(r#"{of_old},"io.modelcontextprotocol/clientCapabilities":{{}}"#)).modern);
+        for (start, meta) in [
+            (request, &of_old),
+            (request, &version("7")),
+            (r#""id":1,"method":"initialize""#, &of_now),
+            (r#""method":"notifications/cancelled""#, &of_now),
+            (r#""id":null,"method":"notifications/cancelled""#, &of_now),
+            (r#""id":1,"result":{}"#, &of_now),
+        ] {
+            assert!(!with_meta(start, meta).modern, "{start} {meta}");
+        }
         assert!(look(r#"{"method":"subscriptions/listen"}"#).listen);
         assert_eq!(look(r#"{"id":1,"result":{}}"#), Look { needs: Some(Scope::Assign), ..Look::default() });
         assert_eq!(look(r#"{"method":"tools/call","params":{"name":"assign_work"}}"#).needs, Some(Scope::Assign));

@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use http::{Method, StatusCode};
 use rmcp::ServerHandler;
+use rmcp::model::ProtocolVersion;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::model::access::{Principal, Scope};
 use crate::telemetry::now;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// rmcp's refusals are short texts.
 const REFUSAL_MAX: usize = 64 * 1024;
@@ -105,7 +107,12 @@ impl<S: ServerHandler> Mcp<S> {
         if let Some(needed) = look.needs.filter(|needed| !admitted.access.allows(*needed)) {
             return Err(Refusal::scope(&self.guard.challenge, needed));
         }
-        let session = text(&parts.headers, &SESSION_ID).filter(|_| !look.modern);
+        // rmcp goes by the header where the message says nothing. What it serves without a session shall not name one either.
+        let by_header = text(&parts.headers, &PROTOCOL_VERSION).is_some_and(|version| *version >= *ProtocolVersion::NO_INITIALIZE.as_str());
+        if look.modern || (by_header && !look.initialize && !look.versioned) {
+            parts.headers.remove(SESSION_ID);
+        }
+        let session = text(&parts.headers, &SESSION_ID);
 
         let lasting = parts.method == Method::GET || look.listen;
         let call = (!lasting).then(|| self.ends.calls.token());

@@ -4,6 +4,7 @@
 //! at its next request. Newer clients have no sessions.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::session::{SessionManager as _, SessionState, SessionStore, SessionStoreError};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -110,7 +112,7 @@ impl Sessions {
         };
         let joining = Joining(self.clone(), who.cloned());
         if let Some(id) = evicted {
-            tracing::info!(session = %id, max = self.max, "ended the idlest session to make room for a new one");
+            tracing::info!(session = %short(&id), max = self.max, "ended the idlest session to make room for a new one");
             self.end(&id).await;
         }
         Ok(joining)
@@ -163,7 +165,7 @@ impl Sessions {
                 _ = round.tick() => {}
             }
             for id in self.take_idle() {
-                tracing::info!(session = %id, idle = ?self.idle, "ended an idle session");
+                tracing::info!(session = %short(&id), idle = ?self.idle, "ended an idle session");
                 self.end(&id).await;
             }
             self.refresh(self.idle / 8).await;
@@ -178,10 +180,10 @@ impl Sessions {
 
     async fn end(&self, id: &Arc<str>) {
         if let Err(error) = self.manager.close_session(id).await {
-            tracing::debug!(session = %id, %error, "closing a session");
+            tracing::debug!(session = %short(id), %error, "closing a session");
         }
         if let Err(error) = self.store.delete(id).await {
-            tracing::warn!(session = %id, %error, "cannot remove a session's row: it expires by itself");
+            tracing::warn!(session = %short(id), %error, "cannot remove a session's row: it expires by itself");
         }
     }
 
@@ -198,7 +200,7 @@ impl Sessions {
         };
         for id in due {
             if let Err(error) = self.store.touch(&id).await {
-                tracing::warn!(session = %id, %error, "cannot move a session's expiry");
+                tracing::warn!(session = %short(&id), %error, "cannot move a session's expiry");
             }
         }
     }
@@ -268,6 +270,14 @@ struct Kept {
     who: Option<Principal>,
 }
 
+/// A session as the log names it: its id lets whoever reads it speak in it.
+fn short(id: &str) -> String {
+    Sha256::digest(id).iter().take(6).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 fn who() -> Option<Principal> {
     WHO.try_with(Clone::clone).ok().flatten()
 }
@@ -281,12 +291,12 @@ impl SessionStore for Store {
         let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(None) };
         match serde_json::from_slice::<Kept>(&row.value) {
             Ok(kept) if kept.who != who() => {
-                tracing::warn!(session = id, "somebody asked for a session that is another principal's");
+                tracing::warn!(session = %short(id), "somebody asked for a session that is another principal's");
                 Ok(None)
             }
             Ok(kept) => Ok(Some(kept.state)),
             Err(error) => {
-                tracing::warn!(session = id, %error, "cannot read a session's row: the client has to initialize again");
+                tracing::warn!(session = %short(id), %error, "cannot read a session's row: the client has to initialize again");
                 Ok(None)
             }
         }
@@ -294,7 +304,10 @@ impl SessionStore for Store {
 
     async fn store(&self, id: &str, state: &SessionState) -> Result<(), SessionStoreError> {
         let value = Bytes::from(serde_json::to_vec(&Kept { state: state.clone(), who: who() })?);
-        self.table.put(Bucket::Sessions, id, value, Expect::Any, Some(self.ttl)).await?;
+        // rmcp serves the session all the same, and would say so with its id.
+        if let Err(error) = self.table.put(Bucket::Sessions, id, value, Expect::Any, Some(self.ttl)).await {
+            tracing::warn!(session = %short(id), %error, "cannot keep a session's row: the session ends with this process");
+        }
         Ok(())
     }
 

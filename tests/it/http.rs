@@ -415,7 +415,13 @@ async fn a_session_ends_when_it_is_idle_but_not_while_a_silent_call_runs() {
     let config = config::Http { session_idle: Span::millis(400), ..Default::default() };
     let door = Door::on(config, table.clone()).await;
     let id = session(door.at).await;
-    let answer = in_session(&call(2, "sleep", &json!({ "ms": 1500 })), &id).at(door.at).await;
+    let silent = call(2, "sleep", &json!({ "ms": 1500 }));
+    let answer = in_session(&silent, &id).at(door.at).await;
+    assert_eq!(text_of(&answer), "Session");
+    // Nor when the call says the version of its session.
+    let mut versioned = silent;
+    versioned["params"]["_meta"] = json!({ "io.modelcontextprotocol/protocolVersion": "2025-11-25" });
+    let answer = in_session(&versioned, &id).with("MCP-Protocol-Version", "2025-11-25").at(door.at).await;
     assert_eq!(text_of(&answer), "Session");
     assert_eq!(table.rows(), 1);
 

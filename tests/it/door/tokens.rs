@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{ANN, BOB, EVE, OPS, by, calls, ends, listening, lists, tokens_file, with_tokens};
 use crate::http::{Door, Memory, in_session};
 use crate::lifecycle::eventually;
-use crate::web::{Ask, Wire, call, initialize};
+use crate::web::{Ask, Wire, call, initialize, modern};
 
 #[tokio::test]
 async fn named_tokens_come_and_go_while_the_server_runs() {
@@ -19,7 +19,7 @@ async fn named_tokens_come_and_go_while_the_server_runs() {
     assert_eq!((status(ANN).await, status("a-token-of-tomorrow").await), (200, 401));
     let mut stream = listening(door.at, ANN).await.unwrap();
     let mut waiting = Wire::open(door.at).await;
-    waiting.send(by(ANN, crate::web::modern(call(7, "sleep", &json!({ "ms": 60_000 })))).text()).await;
+    waiting.send(by(ANN, modern(call(7, "sleep", &json!({ "ms": 60_000 })))).text()).await;
 
     std::fs::write(&file, "new: { token: a-token-of-tomorrow }\nbob: { token: bobs-token-0123456789, scopes: [read, assign] }\n").unwrap();
     eventually("the token is revoked", async || (status(ANN).await == 401).then_some(())).await;
@@ -80,28 +80,52 @@ async fn a_session_is_of_whoever_opened_it_also_after_a_restart() {
     let (_dir, file) = tokens_file();
     let table = Arc::new(Memory::default());
     let door = Door::on(with_tokens(&file), table.clone()).await;
-    let opened = by(ANN, Ask::mcp(&initialize())).at(door.at).await;
-    let id = opened.get("mcp-session-id").unwrap().to_owned();
-    let done = by(ANN, in_session(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }), &id)).at(door.at).await;
-    assert_eq!(done.status(), 202);
+    let id = opened(&door, ANN).await;
     let ask = in_session(&call(2, "assign_work", &json!({})), &id);
     let stream = Ask::new("GET", "/mcp").with("Accept", "text/event-stream").with("Mcp-Session-Id", &id);
     let end = Ask::new("DELETE", "/mcp").with("Mcp-Session-Id", &id);
-    for asked in [&ask, &stream, &end] {
+    // A version in the message makes it no newer client's.
+    let with_version = |mut message: serde_json::Value, version: &str| {
+        message["params"]["_meta"] = json!({ "io.modelcontextprotocol/protocolVersion": version });
+        in_session(&message, &id)
+    };
+    let of_old = with_version(call(2, "assign_work", &json!({})), "2025-11-25").with("MCP-Protocol-Version", "2025-11-25");
+    let note = with_version(json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": { "requestId": 7 } }), "2026-07-28");
+    let answer = with_version(json!({ "jsonrpc": "2.0", "id": 0, "result": { "action": "accept" }, "params": {} }), "2026-07-28");
+    let others = [&ask, &stream, &end, &of_old, &note, &answer].map(Clone::clone);
+    for asked in &others {
         let reply = by(BOB, asked.clone()).at(door.at).await;
         assert_eq!(reply.status(), 404, "{asked:?}");
     }
-    assert_eq!(by(ANN, ask.clone()).at(door.at).await.status(), 200);
+    // What is a newer client's is nobody's session.
+    let newer = by(BOB, modern(call(2, "assign_work", &json!({}))).with("Mcp-Session-Id", &id)).at(door.at).await;
+    assert_eq!((newer.status(), newer.text.contains("Request")), (200, true), "{newer:?}");
+    for own in [&ask, &of_old] {
+        let reply = by(ANN, own.clone()).at(door.at).await;
+        assert_eq!((reply.status(), reply.text.contains("Session")), (200, true), "{reply:?}");
+    }
     assert!(door.turned.lock().unwrap().iter().any(|turned| turned.cause == "session"));
     door.close().await;
 
     let again = Door::on(with_tokens(&file), table).await;
-    for asked in [&ask, &stream, &end] {
+    for asked in &others {
         assert_eq!(by(BOB, asked.clone()).at(again.at).await.status(), 404, "{asked:?}");
     }
+    // What means no session takes none.
+    let sessionless = note.with("MCP-Protocol-Version", "2026-07-28").with("Mcp-Method", "notifications/cancelled");
+    assert_eq!(by(BOB, sessionless).at(again.at).await.status(), 202);
     assert_eq!(by(ANN, ask.clone()).at(again.at).await.status(), 200);
     assert_eq!(by(BOB, ask).at(again.at).await.status(), 404);
     assert_eq!(by(ANN, end).at(again.at).await.status(), 204);
+}
+
+/// Opens a session with a token; its id.
+async fn opened(door: &Door, token: &str) -> String {
+    let opened = by(token, Ask::mcp(&initialize())).at(door.at).await;
+    let id = opened.get("mcp-session-id").unwrap().to_owned();
+    let done = by(token, in_session(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }), &id)).at(door.at).await;
+    assert_eq!(done.status(), 202);
+    id
 }
 
 #[tokio::test]
