@@ -5,13 +5,17 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
+use http::request::Parts;
 use http::{Method, StatusCode};
 use rmcp::ServerHandler;
 use rmcp::model::ProtocolVersion;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::task::JoinError;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -20,7 +24,7 @@ use super::guard::Guard;
 use super::intake::{self, Look};
 use super::rates::Hold;
 use super::refusal::Refusal;
-use super::sessions::{self, Open, Sessions};
+use super::sessions::{self, Entry, OPEN_MAX, Open, Sessions, Turn};
 use super::tokens::Admitted;
 use super::{Kind, Limits, Make};
 use crate::config;
@@ -118,57 +122,86 @@ impl<S: ServerHandler> Mcp<S> {
         let call = (!lasting).then(|| self.ends.calls.token());
         let stream = if lasting { Some(self.guard.stream(&admitted.access)?) } else { None };
         let who = admitted.access.principal.clone();
-        let joining = if look.initialize && session.is_none() { Some(self.sessions.admit(who.as_ref()).await?) } else { None };
-        if session.as_deref().is_some_and(|id| self.sessions.is_others(id, who.as_ref())) {
-            return Err(Refusal::others_session());
-        }
-        let open = session.as_deref().and_then(|id| self.sessions.open(id));
-        if let Some(id) = &session {
-            sessions::WHO.scope(who.clone(), self.before(&parts.method, id, &mut parts.headers)).await?;
-        }
+        let entry = match &session {
+            Some(id) => Some(self.sessions.enter(id, who.as_ref()).await?),
+            None => None,
+        };
         let kind = if look.initialize || session.is_some() { Kind::Session } else { Kind::Request };
-        let ended = (parts.method == Method::DELETE).then(|| session.clone()).flatten();
-
-        let request = Request::from_parts(parts, Body::from(body));
-        let served = sessions::WHO.scope(who.clone(), KIND.scope(kind, self.rmcp.handle(request)));
-        let response = tokio::select! {
-            response = served => response.map(Body::new),
+        let asked = Asked { parts, body, session, who, kind };
+        let served = async {
+            match entry {
+                Some(Entry::Open(open)) => self.serve(asked, Some(open)).await,
+                None if !look.initialize => self.serve(asked, None).await,
+                // Goes on when the client hangs up: otherwise rmcp would have half a session.
+                Some(Entry::TakeUp(turn)) => ended(self.ends.calls.spawn(self.clone().take_up(asked, turn)).await),
+                None => self.initialize(asked).await,
+            }
+        };
+        let (response, open) = tokio::select! {
+            served = served => served?,
             // Whoever waited by a token that is taken away waits in vain.
             () = admitted.revoked.cancelled() => return Err(Refusal::wrong_token(&self.guard.challenge)),
         };
-        let response = reword(response).await.inspect_err(|refusal| {
+        Ok(self.watch(response, Held { _open: open, call, _stream: stream }, &admitted))
+    }
+
+    /// Opens a session.
+    async fn initialize(&self, asked: Asked) -> Result<Served, Refusal> {
+        let who = asked.who.clone();
+        let _joining = self.sessions.admit(who.as_ref()).await?;
+        let (response, _) = timeout(OPEN_MAX, self.serve(asked, None)).await.map_err(|_| sessions::too_slow())??;
+        let open = text(response.headers(), &SESSION_ID).map(|id| self.sessions.join(&id, false, who));
+        Ok((response, open))
+    }
+
+    /// Takes a session up again that this process does not serve, as far as it is its caller's.
+    async fn take_up(self, asked: Asked, _turn: Turn) -> Result<Served, Refusal> {
+        let (session, who) = (asked.session.clone(), asked.who.clone());
+        let id = session.unwrap_or_default();
+        timeout(OPEN_MAX, self.sessions.is_kept_for(&id, who.as_ref())).await.map_err(|_| sessions::too_slow())??;
+        // What rmcp has of it was not opened to the end.
+        self.sessions.close(&id).await;
+        let Ok(served) = timeout(OPEN_MAX, self.serve(asked, None)).await else {
+            self.sessions.close(&id).await;
+            return Err(sessions::too_slow());
+        };
+        // Also a request that is refused may have taken it up.
+        let open = if self.sessions.serves(&id).await { Some(self.sessions.join(&id, true, who)) } else { None };
+        served.map(|(response, _)| (response, open))
+    }
+
+    /// Has rmcp answer.
+    async fn serve(&self, asked: Asked, open: Option<Open>) -> Result<Served, Refusal> {
+        let Asked { mut parts, body, session, who, kind } = asked;
+        let ended = (parts.method == Method::DELETE).then(|| session.clone()).flatten();
+        if let Some(id) = session.as_deref().filter(|_| parts.method == Method::GET) {
+            self.listen_on(id, &mut parts.headers);
+        }
+        let served = self.rmcp.handle(Request::from_parts(parts, Body::from(body)));
+        let response = sessions::WHO.scope(who, KIND.scope(kind, served)).await.map(Body::new);
+        let mut response = reword(response).await.inspect_err(|refusal| {
             if let Some(id) = session.as_deref().filter(|_| refusal.is_gone()) {
                 self.sessions.forget(id);
             }
         })?;
-        if let Some(id) = ended {
-            drop(open);
-            self.sessions.forget(&id);
-            // It is over, not merely taken note of: clients take 202 for a failure.
-            let mut response = response;
-            if response.status() == StatusCode::ACCEPTED {
-                *response.status_mut() = StatusCode::NO_CONTENT;
-            }
-            return Ok(response);
+        let Some(id) = ended else { return Ok((response, open)) };
+        drop(open);
+        self.sessions.forget(&id);
+        // It is over, not merely taken note of: clients take 202 for a failure.
+        if response.status() == StatusCode::ACCEPTED {
+            *response.status_mut() = StatusCode::NO_CONTENT;
         }
-        let (from_before, id) = (session.is_some(), session.or_else(|| text(response.headers(), &SESSION_ID)));
-        let open = open.or_else(|| id.map(|id| self.sessions.join(&id, from_before, who)));
-        drop(joining);
-        Ok(self.watch(response, Held { _open: open, call, _stream: stream }, &admitted))
+        Ok((response, None))
     }
 
-    /// What rmcp leaves out: ending a session that does not exist, and listening on from before a restart.
-    async fn before(&self, method: &Method, id: &str, headers: &mut HeaderMap) -> Result<(), Refusal> {
-        if *method == Method::DELETE && !self.sessions.exists(id).await {
-            return Err(Refusal::no_session());
-        }
+    /// What rmcp leaves out: listening on from before a restart.
+    fn listen_on(&self, id: &str, headers: &mut HeaderMap) {
         // The events of before a restart are gone, and are counted anew. A client that asks for those after one of them might get a
         // stream that ends at once; without the question it gets one that goes on.
         let of_session = |id: String| !id.contains('/');
-        if *method == Method::GET && text(headers, &LAST_EVENT_ID).is_some_and(of_session) && self.sessions.is_from_before(id) {
+        if text(headers, &LAST_EVENT_ID).is_some_and(of_session) && self.sessions.is_from_before(id) {
             headers.remove(LAST_EVENT_ID);
         }
-        Ok(())
     }
 
     /// Keeps the session in use, and the server from stopping, for as long as the answer streams; whoever is not let in any more
@@ -202,6 +235,22 @@ impl<S: ServerHandler> Mcp<S> {
             }))
         })
     }
+}
+
+/// A request that is let in.
+struct Asked {
+    parts: Parts,
+    body: Bytes,
+    session: Option<String>,
+    who: Option<Principal>,
+    kind: Kind,
+}
+
+/// An answer, and its hold on its session.
+type Served = (Response, Option<Open>);
+
+fn ended(task: Result<Result<Served, Refusal>, JoinError>) -> Result<Served, Refusal> {
+    task.unwrap_or_else(|error| Err(Refusal::from_rmcp(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())))
 }
 
 /// What an answer keeps while it streams.

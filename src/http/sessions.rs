@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::StatusCode;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::session::{SessionManager as _, SessionState, SessionStore, SessionStoreError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::refusal::Refusal;
@@ -24,6 +26,8 @@ use crate::transport::{Bucket, Expect, Table};
 
 /// The longest session id that is looked up.
 const ID_MAX: usize = 128;
+/// How long opening a session, or taking one up again, may take.
+pub(super) const OPEN_MAX: Duration = Duration::from_secs(20);
 /// How often the sessions are gone through, at most and at least.
 const ROUND_MIN: Duration = Duration::from_millis(50);
 const ROUND_MAX: Duration = Duration::from_secs(60);
@@ -36,6 +40,8 @@ pub(super) struct Sessions {
     max: usize,
     max_each: usize,
     known: Mutex<Known>,
+    /// The sessions that are being taken up, each by one request at a time.
+    turns: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Default)]
@@ -76,6 +82,7 @@ impl Sessions {
             max: config.sessions_max as usize,
             max_each: config.sessions_per_principal as usize,
             known: Mutex::default(),
+            turns: Mutex::default(),
         }
     }
 
@@ -118,20 +125,60 @@ impl Sessions {
         Ok(joining)
     }
 
-    /// Notes a request or stream of a session that this process knows.
-    pub(super) fn open(self: &Arc<Self>, id: &str) -> Option<Open> {
-        let mut known = self.known();
-        let (id, _) = known.by_id.get_key_value(id)?;
-        let id = id.clone();
-        known.by_id.entry(id.clone()).and_modify(Seen::enter);
-        Some(Open { sessions: self.clone(), id })
+    /// Brings a request or stream into a session: into one that this process serves, or to the taking up of one that it does not.
+    ///
+    /// # Errors
+    /// When the session is somebody else's, or others take it up for too long.
+    pub(super) async fn enter(self: &Arc<Self>, id: &str, who: Option<&Principal>) -> Result<Entry, Refusal> {
+        if id.is_empty() || id.len() > ID_MAX {
+            return Err(Refusal::no_session());
+        }
+        if let Some(open) = self.open(id, who).await? {
+            return Ok(Entry::Open(open));
+        }
+        let turn = timeout(OPEN_MAX, self.turn(id)).await.map_err(|_| too_slow())?;
+        Ok(match self.open(id, who).await? {
+            Some(open) => Entry::Open(open),
+            None => Entry::TakeUp(turn),
+        })
+    }
+
+    async fn open(self: &Arc<Self>, id: &str, who: Option<&Principal>) -> Result<Option<Open>, Refusal> {
+        let open = {
+            let mut known = self.known();
+            let Some((id, seen)) = known.by_id.get_key_value(id) else { return Ok(None) };
+            if seen.who.as_ref() != who {
+                return Err(Refusal::others_session());
+            }
+            let id = id.clone();
+            known.by_id.entry(id.clone()).and_modify(Seen::enter);
+            Open { sessions: self.clone(), id }
+        };
+        // Its server may have ended by itself.
+        Ok(self.serves(id).await.then_some(open))
+    }
+
+    /// Waits until nobody else takes this session up.
+    async fn turn(self: &Arc<Self>, id: &str) -> Turn {
+        let mut turn = Turn { sessions: self.clone(), id: id.into(), held: None };
+        let mutex = self.turns().entry(turn.id.clone()).or_default().clone();
+        turn.held = Some(mutex.lock_owned().await);
+        turn
+    }
+
+    fn turns(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a request or stream of a session that was opened or taken up again just now.
     pub(super) fn join(self: &Arc<Self>, id: &str, from_before: bool, who: Option<Principal>) -> Open {
         let id: Arc<str> = id.into();
         let now = Instant::now();
-        self.known().by_id.entry(id.clone()).or_insert(Seen { open: 0, last: now, saved: now, from_before, who }).enter();
+        let mut known = self.known();
+        let seen = known.by_id.entry(id.clone()).or_insert(Seen { open: 0, last: now, saved: now, from_before, who });
+        seen.from_before = from_before;
+        seen.enter();
+        drop(known);
         Open { sessions: self.clone(), id }
     }
 
@@ -140,9 +187,9 @@ impl Sessions {
         self.known().by_id.remove(id);
     }
 
-    /// Whether a session that this process knows is somebody else's.
-    pub(super) fn is_others(&self, id: &str, who: Option<&Principal>) -> bool {
-        self.known().by_id.get(id).is_some_and(|seen| seen.who.as_ref() != who)
+    /// Whether rmcp has the session.
+    pub(super) async fn serves(&self, id: &str) -> bool {
+        matches!(self.manager.has_session(&id.into()).await, Ok(true))
     }
 
     /// Whether a session was opened before this process served it.
@@ -150,9 +197,17 @@ impl Sessions {
         self.known().by_id.get(id).is_none_or(|seen| seen.from_before)
     }
 
-    /// Whether the session exists, here or in the store.
-    pub(super) async fn exists(&self, id: &str) -> bool {
-        matches!(self.manager.has_session(&id.into()).await, Ok(true)) || matches!(self.store.load(id).await, Ok(Some(_)))
+    /// Whether a session that this process does not serve may be taken up again: by whom its row names.
+    pub(super) async fn is_kept_for(&self, id: &str, who: Option<&Principal>) -> Result<(), Refusal> {
+        match self.store.kept(id).await {
+            Ok(Some(kept)) if kept.who.as_ref() == who => Ok(()),
+            Ok(Some(_)) => Err(Refusal::others_session()),
+            Ok(None) => {
+                self.forget(id);
+                Err(Refusal::no_session())
+            }
+            Err(error) => Err(Refusal::from_rmcp(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())),
+        }
     }
 
     /// Ends sessions that have been idle for too long and keeps the others' rows alive, until `end`.
@@ -179,11 +234,16 @@ impl Sessions {
     }
 
     async fn end(&self, id: &Arc<str>) {
-        if let Err(error) = self.manager.close_session(id).await {
-            tracing::debug!(session = %short(id), %error, "closing a session");
-        }
+        self.close(id).await;
         if let Err(error) = self.store.delete(id).await {
             tracing::warn!(session = %short(id), %error, "cannot remove a session's row: it expires by itself");
+        }
+    }
+
+    /// Takes a session from rmcp; its row stays.
+    pub(super) async fn close(&self, id: &str) {
+        if let Err(error) = self.manager.close_session(&id.into()).await {
+            tracing::debug!(session = %short(id), %error, "closing a session");
         }
     }
 
@@ -228,6 +288,37 @@ impl Drop for Joining {
     }
 }
 
+/// How a request comes into its session.
+pub(super) enum Entry {
+    /// This process serves it.
+    Open(Open),
+    /// It has to be taken up from its row, which nobody else does meanwhile.
+    TakeUp(Turn),
+}
+
+/// The taking up of a session: while this lives, nobody else takes it up.
+pub(super) struct Turn {
+    sessions: Arc<Sessions>,
+    id: Arc<str>,
+    held: Option<OwnedMutexGuard<()>>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = self.sessions.turns();
+        self.held = None;
+        // Others are only added under this lock: whoever is the last sees that nobody waits.
+        if turns.get(&self.id).is_some_and(|turn| Arc::strong_count(turn) == 1) {
+            turns.remove(&self.id);
+        }
+    }
+}
+
+/// A session that was not opened or taken up in time.
+pub(super) fn too_slow() -> Refusal {
+    Refusal::from_rmcp(StatusCode::SERVICE_UNAVAILABLE, "a session was not opened in time")
+}
+
 /// An open request or stream of a session: while this lives, the session is not idle.
 pub(super) struct Open {
     sessions: Arc<Sessions>,
@@ -251,6 +342,14 @@ struct Store {
 }
 
 impl Store {
+    async fn kept(&self, id: &str) -> Result<Option<Kept>, crate::transport::Error> {
+        let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(None) };
+        let kept = serde_json::from_slice(&row.value).inspect_err(|error| {
+            tracing::warn!(session = %short(id), %error, "cannot read a session's row: the client has to initialize again");
+        });
+        Ok(kept.ok())
+    }
+
     async fn touch(&self, id: &str) -> Result<(), crate::transport::Error> {
         let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(()) };
         match self.table.put(Bucket::Sessions, id, row.value, Expect::Revision(row.revision), Some(self.ttl)).await {
@@ -285,20 +384,12 @@ fn who() -> Option<Principal> {
 #[async_trait]
 impl SessionStore for Store {
     async fn load(&self, id: &str) -> Result<Option<SessionState>, SessionStoreError> {
-        if id.is_empty() || id.len() > ID_MAX {
-            return Ok(None);
-        }
-        let Some(row) = self.table.get(Bucket::Sessions, id).await? else { return Ok(None) };
-        match serde_json::from_slice::<Kept>(&row.value) {
-            Ok(kept) if kept.who != who() => {
+        match self.kept(id).await? {
+            Some(kept) if kept.who != who() => {
                 tracing::warn!(session = %short(id), "somebody asked for a session that is another principal's");
                 Ok(None)
             }
-            Ok(kept) => Ok(Some(kept.state)),
-            Err(error) => {
-                tracing::warn!(session = %short(id), %error, "cannot read a session's row: the client has to initialize again");
-                Ok(None)
-            }
+            kept => Ok(kept.map(|kept| kept.state)),
         }
     }
 
@@ -314,5 +405,61 @@ impl SessionStore for Store {
     async fn delete(&self, id: &str) -> Result<(), SessionStoreError> {
         self.table.remove(Bucket::Sessions, id, Expect::Any).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::{Error, Result, Row, Watch};
+
+    /// A table that nobody asks.
+    struct Away;
+
+    #[async_trait]
+    impl Table for Away {
+        async fn get(&self, _: Bucket, _: &str) -> Result<Option<Row>> {
+            Err(Error::Closed)
+        }
+
+        async fn put(&self, _: Bucket, _: &str, _: Bytes, _: Expect, _: Option<Duration>) -> Result<u64> {
+            Err(Error::Closed)
+        }
+
+        async fn remove(&self, _: Bucket, _: &str, _: Expect) -> Result<bool> {
+            Err(Error::Closed)
+        }
+
+        async fn list(&self, _: Bucket) -> Result<Vec<Row>> {
+            Err(Error::Closed)
+        }
+
+        async fn watch(&self, _: Bucket) -> Result<Box<dyn Watch>> {
+            Err(Error::Closed)
+        }
+
+        async fn next(&self, _: Bucket, _: &str, _: u64, _: u64) -> Result<u64> {
+            Err(Error::Closed)
+        }
+    }
+
+    fn sessions() -> Arc<Sessions> {
+        Arc::new(Sessions::new(Arc::new(Away), &config::Http::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_at_a_time_takes_a_session_up_and_nothing_is_left_of_the_turns() {
+        let sessions = sessions();
+        let Ok(Entry::TakeUp(first)) = sessions.enter("a", None).await else { panic!("it is free") };
+        assert!(matches!(sessions.enter("b", None).await, Ok(Entry::TakeUp(_))), "another session is another matter");
+        let (late, given_up) = tokio::join!(sessions.enter("a", None), timeout(OPEN_MAX / 2, sessions.enter("a", None)));
+        assert!(late.is_err() && given_up.is_err(), "each has waited for as long as it would");
+        let second = async {
+            let entered = sessions.enter("a", None).await;
+            assert!(matches!(entered, Ok(Entry::TakeUp(_))));
+        };
+        tokio::join!(second, async { drop(first) });
+        assert!(sessions.turns().is_empty());
+        assert!(sessions.enter(&"x".repeat(ID_MAX + 1), None).await.is_err());
     }
 }

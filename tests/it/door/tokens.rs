@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use lattice_mcp::config::{self, Secret};
 use lattice_mcp::http;
 use serde_json::json;
@@ -114,6 +115,7 @@ async fn a_session_is_of_whoever_opened_it_also_after_a_restart() {
     // What means no session takes none.
     let sessionless = note.with("MCP-Protocol-Version", "2026-07-28").with("Mcp-Method", "notifications/cancelled");
     assert_eq!(by(BOB, sessionless).at(again.at).await.status(), 202);
+    assert_eq!(by(BOB, of_old.clone().with("MCP-Protocol-Version", "2025-06-18")).at(again.at).await.status(), 404);
     assert_eq!(by(ANN, ask.clone()).at(again.at).await.status(), 200);
     assert_eq!(by(BOB, ask).at(again.at).await.status(), 404);
     assert_eq!(by(ANN, end).at(again.at).await.status(), 204);
@@ -126,6 +128,29 @@ async fn opened(door: &Door, token: &str) -> String {
     let done = by(token, in_session(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }), &id)).at(door.at).await;
     assert_eq!(done.status(), 202);
     id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_take_up_a_session_after_a_restart_and_only_its_owners_get_in() {
+    let (_dir, file) = tokens_file();
+    let table = Arc::new(Memory::default());
+    let door = Door::on(with_tokens(&file), table.clone()).await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(opened(&door, ANN).await);
+    }
+    door.close().await;
+
+    let again = Door::on(with_tokens(&file), table).await;
+    for id in ids {
+        let ask = |token, n: u32| {
+            let asked = by(token, in_session(&call(n, "check_work", &json!({})), &id));
+            async move { (token, asked.at(again.at).await.status()) }
+        };
+        let all = join_all((10..18).map(|n| ask(if n % 2 == 0 { ANN } else { BOB }, n)));
+        let all = tokio::time::timeout(std::time::Duration::from_secs(20), all).await.expect("all are answered");
+        assert!(all.iter().all(|(token, status)| *status == if *token == ANN { 200 } else { 404 }), "{all:?}");
+    }
 }
 
 #[tokio::test]
