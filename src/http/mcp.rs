@@ -132,9 +132,9 @@ impl<S: ServerHandler> Mcp<S> {
             match entry {
                 Some(Entry::Open(open)) => self.serve(asked, Some(open)).await,
                 None if !look.initialize => self.serve(asked, None).await,
-                // Goes on when the client hangs up: otherwise rmcp would have half a session.
+                // Goes on when the client hangs up: otherwise rmcp would have a session that nobody here knows, or half of one.
                 Some(Entry::TakeUp(turn)) => ended(self.ends.calls.spawn(self.clone().take_up(asked, turn)).await),
-                None => self.initialize(asked).await,
+                None => ended(self.ends.calls.spawn(self.clone().initialize(asked)).await),
             }
         };
         let (response, open) = tokio::select! {
@@ -146,7 +146,7 @@ impl<S: ServerHandler> Mcp<S> {
     }
 
     /// Opens a session.
-    async fn initialize(&self, asked: Asked) -> Result<Served, Refusal> {
+    async fn initialize(self, asked: Asked) -> Result<Served, Refusal> {
         let who = asked.who.clone();
         let _joining = self.sessions.admit(who.as_ref()).await?;
         let (response, _) = timeout(OPEN_MAX, self.serve(asked, None)).await.map_err(|_| sessions::too_slow())??;

@@ -3,7 +3,7 @@
 //! A session's `initialize` parameters stand in the store's `sessions` table, so that a restarted server takes the session up again
 //! at its next request. Newer clients have no sessions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +28,8 @@ use crate::transport::{Bucket, Expect, Table};
 const ID_MAX: usize = 128;
 /// How long opening a session, or taking one up again, may take.
 pub(super) const OPEN_MAX: Duration = Duration::from_secs(20);
+/// How long rmcp may have a session that nobody here knows: longer than it takes to open one.
+const STRANGER_MAX: Duration = Duration::from_secs(60);
 /// How often the sessions are gone through, at most and at least.
 const ROUND_MIN: Duration = Duration::from_millis(50);
 const ROUND_MAX: Duration = Duration::from_secs(60);
@@ -214,6 +216,7 @@ impl Sessions {
     pub(super) async fn keep(self: Arc<Self>, end: CancellationToken) {
         let mut round = tokio::time::interval((self.idle / 10).clamp(ROUND_MIN, ROUND_MAX));
         round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut strangers = HashMap::new();
         loop {
             tokio::select! {
                 () = end.cancelled() => return,
@@ -223,8 +226,31 @@ impl Sessions {
                 tracing::info!(session = %short(&id), idle = ?self.idle, "ended an idle session");
                 self.end(&id).await;
             }
+            self.close_strangers(&mut strangers).await;
             self.refresh(self.idle / 8).await;
         }
+    }
+
+    /// Closes what rmcp has had for long though nobody here knows it, for example a session that was not opened in time.
+    async fn close_strangers(self: &Arc<Self>, since: &mut HashMap<Arc<str>, Instant>) {
+        let mut strangers: HashSet<Arc<str>> = self.manager.sessions.read().await.keys().cloned().collect();
+        strangers.retain(|id| !self.knows(id));
+        since.retain(|id, _| strangers.contains(id));
+        for id in strangers {
+            since.entry(id).or_insert_with(Instant::now);
+        }
+        let old: Vec<_> = since.extract_if(|_, since| since.elapsed() >= STRANGER_MAX).collect();
+        for (id, _) in old {
+            let _turn = self.turn(&id).await;
+            if !self.knows(&id) {
+                tracing::info!(session = %short(&id), "closed a session that was not opened to the end");
+                self.close(&id).await;
+            }
+        }
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.known().by_id.contains_key(id)
     }
 
     fn take_idle(&self) -> Vec<Arc<str>> {
@@ -445,6 +471,25 @@ mod tests {
 
     fn sessions() -> Arc<Sessions> {
         Arc::new(Sessions::new(Arc::new(Away), &config::Http::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_rmcp_has_and_nobody_knows_is_closed_in_the_end() {
+        let sessions = sessions();
+        let (stranger, _worker) = sessions.manager.create_session().await.unwrap();
+        let (known, _other) = sessions.manager.create_session().await.unwrap();
+        drop(sessions.join(&known, false, None));
+        let end = CancellationToken::new();
+        let look = async {
+            tokio::time::sleep(STRANGER_MAX / 2).await;
+            let at_first = sessions.serves(&stranger).await;
+            tokio::time::sleep(STRANGER_MAX + 2 * ROUND_MAX).await;
+            end.cancel();
+            (at_first, sessions.serves(&stranger).await, sessions.serves(&known).await)
+        };
+        let ((), looked) = tokio::join!(sessions.clone().keep(end.clone()), look);
+        assert_eq!(looked, (true, false, true));
+        assert!(sessions.turns().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

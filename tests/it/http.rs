@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -20,10 +21,12 @@ use rmcp::model::{
 use rmcp::service::{NotificationContext, RequestContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::lifecycle::eventually;
 use crate::web::{Ask, Reply, Wire, call, initialize, modern, session};
 
 /// Rows with revisions and expiry, as a store would keep them.
@@ -71,8 +74,44 @@ impl Table for Memory {
     }
 }
 
+/// A table that is as slow as a test wants: a row is written when there is a permit.
+struct Slow {
+    rows: Arc<Memory>,
+    permits: Semaphore,
+    waiting: AtomicUsize,
+}
+
+#[async_trait]
+impl Table for Slow {
+    async fn get(&self, bucket: Bucket, key: &str) -> Result<Option<Row>> {
+        self.rows.get(bucket, key).await
+    }
+
+    async fn put(&self, bucket: Bucket, key: &str, value: Bytes, expect: Expect, ttl: Option<Duration>) -> Result<u64> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.permits.acquire().await.unwrap().forget();
+        self.rows.put(bucket, key, value, expect, ttl).await
+    }
+
+    async fn remove(&self, bucket: Bucket, key: &str, expect: Expect) -> Result<bool> {
+        self.rows.remove(bucket, key, expect).await
+    }
+
+    async fn list(&self, bucket: Bucket) -> Result<Vec<Row>> {
+        self.rows.list(bucket).await
+    }
+
+    async fn watch(&self, bucket: Bucket) -> Result<Box<dyn Watch>> {
+        self.rows.watch(bucket).await
+    }
+
+    async fn next(&self, bucket: Bucket, key: &str, floor: u64, step: u64) -> Result<u64> {
+        self.rows.next(bucket, key, floor, step).await
+    }
+}
+
 /// An MCP server that says for whom it was made, and sleeps for as long as it is told.
-struct Sleeper(Kind);
+struct Sleeper(Kind, #[expect(dead_code, reason = "it is counted")] Arc<()>);
 
 impl ServerHandler for Sleeper {
     fn get_info(&self) -> ServerConfig {
@@ -114,22 +153,25 @@ pub(crate) struct Door {
     served: JoinHandle<()>,
     /// The refused requests that it told of.
     pub(crate) turned: Arc<Mutex<Vec<Turned>>>,
+    alive: Weak<()>,
 }
 
 impl Door {
     pub(crate) async fn open(config: config::Http) -> Self {
-        Self::on(config, Arc::default()).await
+        Self::on(config, Arc::new(Memory::default())).await
     }
 
-    pub(crate) async fn on(config: config::Http, table: Arc<Memory>) -> Self {
+    pub(crate) async fn on(config: config::Http, table: Arc<dyn Table>) -> Self {
         let listen = config.listen.as_deref().unwrap_or("0").parse().unwrap();
         let bound = http::bind(&config, listen).await.unwrap();
         let (at, url) = (bound.address(), bound.url());
         let turned: Arc<Mutex<Vec<Turned>>> = Arc::default();
         let told = turned.clone();
         let stop = CancellationToken::new();
+        let one = Arc::new(());
+        let alive = Arc::downgrade(&one);
         let parts = Parts {
-            make: Arc::new(Sleeper),
+            make: Arc::new(move |kind| Sleeper(kind, one.clone())),
             table,
             stop: stop.clone(),
             tasks: TaskTracker::new(),
@@ -139,7 +181,12 @@ impl Door {
             tell: Arc::new(move |turned| told.lock().unwrap().push(turned)),
         };
         let served = tokio::spawn(async move { bound.serve(parts).await.unwrap() });
-        Self { at, url, stop, served, turned }
+        Self { at, url, stop, served, turned, alive }
+    }
+
+    /// How many MCP servers live behind it.
+    fn servers(&self) -> usize {
+        self.alive.strong_count().saturating_sub(1)
     }
 
     pub(crate) async fn close(self) {
@@ -448,7 +495,7 @@ async fn the_idlest_session_makes_room_for_a_new_one() {
 
 #[tokio::test]
 async fn a_new_session_is_refused_while_all_are_in_use() {
-    let door = Door::on(config::Http { sessions_max: 1, ..Default::default() }, Arc::default()).await;
+    let door = Door::on(config::Http { sessions_max: 1, ..Default::default() }, Arc::new(Memory::default())).await;
     let id = session(door.at).await;
     let mut busy = Wire::open(door.at).await;
     busy.send(in_session(&call(2, "sleep", &json!({ "ms": 600 })), &id).text()).await;
@@ -457,6 +504,25 @@ async fn a_new_session_is_refused_while_all_are_in_use() {
     assert_eq!(refused.status(), 503);
     assert!(refused.error().contains("http.sessions_max"), "{refused:?}");
     busy.until("Session").await;
+}
+
+#[tokio::test]
+async fn a_session_whose_client_hangs_up_while_it_is_opened_counts_like_any_other() {
+    let slow = Arc::new(Slow { rows: Arc::default(), permits: Semaphore::new(0), waiting: AtomicUsize::new(0) });
+    let door = Door::on(config::Http { sessions_max: 2, ..Default::default() }, slow.clone()).await;
+    for n in 1..=6 {
+        let mut wire = Wire::open(door.at).await;
+        wire.send(Ask::mcp(&initialize()).text()).await;
+        eventually("its row is written", async || (slow.waiting.load(Ordering::SeqCst) == n).then_some(())).await;
+        wire.hang_up().await;
+        assert_eq!(wire.rest().await, "");
+        slow.permits.add_permits(1);
+        eventually("it is one of two at most", async || (door.servers() == slow.rows.rows() && slow.rows.rows() == n.min(2)).then_some(()))
+            .await;
+    }
+    slow.permits.add_permits(10);
+    assert_eq!(in_session(&call(2, "kind", &json!({})), &session(door.at).await).at(door.at).await.status(), 200);
+    assert_eq!((slow.rows.rows(), door.servers()), (2, 2));
 }
 
 #[tokio::test]

@@ -68,6 +68,11 @@ impl Wire {
         self.0.get_mut().write_all(bytes.as_ref()).await
     }
 
+    /// Sends nothing more.
+    pub(crate) async fn hang_up(&mut self) {
+        self.0.get_mut().shutdown().await.expect("an open connection");
+    }
+
     /// All that comes until the server hangs up.
     pub(crate) async fn rest(&mut self) -> String {
         let mut bytes = Vec::new();
