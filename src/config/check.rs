@@ -93,6 +93,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         at_least(results.resource_max, Size::bytes(1), "results.resource_max"),
         positive(results.search_timeout, "results.search_timeout"),
         at_least(http.body_max, Size::kib(1), "http.body_max"),
+        (http.bodies_max < http.body_max, "http.bodies_max", format!("a size of at least http.body_max, {}", http.body_max)),
         positive(http.session_idle, "http.session_idle"),
         counted(http.sessions_max, "http.sessions_max"),
         counted(http.sessions_per_principal, "http.sessions_per_principal"),

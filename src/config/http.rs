@@ -40,6 +40,8 @@ pub struct Http {
     pub allowed_hosts: Vec<String>,
     /// The largest request body.
     pub body_max: Size,
+    /// How much of large request bodies may be held at once while they arrive.
+    pub bodies_max: Size,
     /// How long a session of an older client may be idle.
     pub session_idle: Span,
     /// How many sessions of older clients may exist.
@@ -90,6 +92,7 @@ impl Default for Http {
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_max: Size::mib(16),
+            bodies_max: Size::mib(256),
             session_idle: Span::secs(24 * 3600),
             sessions_max: 10_000,
             sessions_per_principal: 1_000,

@@ -3,25 +3,67 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 use rmcp::model::{ProtocolVersion, RequestMetaObject};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Limits;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, Said};
 use crate::model::access::Scope;
+use crate::model::size::Size;
 
 /// How much of a body that is too large is read and thrown away, so that the client gets to read the refusal.
 const WASTE_FACTOR: u64 = 4;
 const WASTE_TIME: Duration = Duration::from_secs(5);
 
-/// Reads a body of at most `max` bytes.
-pub(super) async fn read(headers: &HeaderMap, body: Body, max: u64, limits: &Limits) -> Result<Bytes, Refusal> {
+/// How much of a body needs no room of the budget: ordinary messages get in also when large ones have used it up.
+const FREE: usize = 16 * 1024;
+/// How long a body waits for room: it holds room itself, so that two might wait for each other.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
+const KIB: usize = 1024;
+
+/// The room for all bodies that are being read, in KiB.
+pub(super) fn room(all: Size) -> Semaphore {
+    Semaphore::new((all.as_usize() / KIB).min(Semaphore::MAX_PERMITS))
+}
+
+/// Why a body is not taken in.
+pub(super) enum Unread {
+    /// The request is refused.
+    Refused(Refusal),
+    /// The bodies of others take all the room.
+    NoRoom,
+}
+
+impl From<Refusal> for Unread {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl IntoResponse for Unread {
+    fn into_response(self) -> Response {
+        if let Self::Refused(refusal) = self {
+            return refusal.into_response();
+        }
+        let message = "large requests that are still arriving take all the room there is: try again in a moment, or raise http.bodies_max";
+        let body = json!({ "jsonrpc": "2.0", "error": { "code": -32603, "message": message } });
+        let headers = [(header::CONTENT_TYPE, "application/json"), (header::RETRY_AFTER, "5"), (header::CONNECTION, "close")];
+        let mut response = (StatusCode::SERVICE_UNAVAILABLE, headers, body.to_string()).into_response();
+        response.extensions_mut().insert(Said { reason: message.to_owned(), cause: None });
+        response
+    }
+}
+
+/// Reads a body of at most `max` bytes, as far as there is `room` for it.
+pub(super) async fn read(headers: &HeaderMap, body: Body, max: u64, limits: &Limits, room: &Semaphore) -> Result<Bytes, Unread> {
     let mut stream = body.into_data_stream();
     let waits = headers.contains_key(header::EXPECT);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -29,22 +71,44 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, max: u64, limits: &Lim
         if !waits {
             waste(&mut stream, max).await;
         }
-        return Err(Refusal::too_large(max));
+        return Err(Refusal::too_large(max).into());
     }
     let end = Instant::now() + limits.body_total;
     let mut whole = BytesMut::new();
+    let mut held = None;
     loop {
         let next = timeout_at(end, timeout(limits.body_stall, stream.next())).await;
         match next.map_err(|_| Refusal::stalled())?.map_err(|_| Refusal::stalled())? {
             None => return Ok(whole.freeze()),
-            Some(Err(_)) => return Err(Refusal::broken_off()),
+            Some(Err(_)) => return Err(Refusal::broken_off().into()),
             Some(Ok(part)) if (whole.len() + part.len()) as u64 > max => {
+                drop((whole, held));
                 waste(&mut stream, max).await;
-                return Err(Refusal::too_large(max));
+                return Err(Refusal::too_large(max).into());
             }
-            Some(Ok(part)) => whole.extend_from_slice(&part),
+            Some(Ok(part)) if make_room(&mut held, whole.len() + part.len(), room).await => whole.extend_from_slice(&part),
+            Some(Ok(_)) => {
+                drop((whole, held));
+                waste(&mut stream, max).await;
+                return Err(Unread::NoRoom);
+            }
         }
     }
+}
+
+/// Holds enough room for a body of this length; false when there is none for a while.
+async fn make_room<'a>(held: &mut Option<SemaphorePermit<'a>>, length: usize, room: &'a Semaphore) -> bool {
+    let needed = length.saturating_sub(FREE).div_ceil(KIB);
+    let missing = needed.saturating_sub(held.as_ref().map_or(0, SemaphorePermit::num_permits));
+    if missing == 0 {
+        return true;
+    }
+    let Ok(Ok(more)) = timeout(ROOM_WAIT, room.acquire_many(u32::try_from(missing).unwrap_or(u32::MAX))).await else { return false };
+    match held {
+        Some(held) => held.merge(more),
+        None => *held = Some(more),
+    }
+    true
 }
 
 async fn waste(stream: &mut axum::body::BodyDataStream, max: u64) {
@@ -120,6 +184,7 @@ pub(super) fn look(body: &[u8], needs: fn(&str, Option<&str>) -> Scope) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
 
     fn needs(_: &str, tool: Option<&str>) -> Scope {
         if tool == Some("assign_work") { Scope::Assign } else { Scope::Read }
@@ -149,6 +214,37 @@ mod tests {
         assert_eq!(look(r#"{"id":1,"result":{}}"#), Look { needs: Some(Scope::Assign), ..Look::default() });
         assert_eq!(look(r#"{"method":"tools/call","params":{"name":"assign_work"}}"#).needs, Some(Scope::Assign));
         assert_eq!(look(r#"{"method":"tools/call","params":{"name":[7]}}"#).needs, Some(Scope::Read));
+    }
+
+    fn sent(parts: Vec<usize>, then: impl Future<Output = ()> + Send + 'static) -> Body {
+        let parts = futures_util::stream::iter(parts).map(|length| Ok::<_, std::io::Error>(Bytes::from(vec![b' '; length])));
+        let end = futures_util::stream::once(then).filter_map(|()| std::future::ready(None));
+        Body::from_stream(parts.chain(end))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_stand_still_take_no_more_than_the_room_and_small_ones_get_in() {
+        let config = config::Http::default();
+        let (limits, max, all) = (Limits::from(&config), config.body_max.get(), room(Size::kib(64)));
+        let none = HeaderMap::new();
+        let take = |body| read(&none, body, max, &limits, &all);
+        let start = Instant::now();
+        // One has half of the room, and two want the other half and a little more: each of the two has what the other waits for.
+        let (still, one, two, small) = tokio::join!(
+            take(sent(vec![FREE + 32 * KIB], std::future::pending())),
+            take(sent(vec![FREE + 16 * KIB, KIB], std::future::pending())),
+            take(sent(vec![FREE + 16 * KIB, KIB], std::future::pending())),
+            take(sent(vec![FREE], std::future::ready(()))),
+        );
+        assert!(matches!(still, Err(Unread::Refused(_))));
+        assert_eq!([&one, &two].iter().filter(|read| matches!(read, Err(Unread::NoRoom))).count(), 1);
+        assert_eq!(small.ok().map(|bytes| bytes.len()), Some(FREE));
+        assert!(start.elapsed() < limits.body_stall + 2 * WASTE_TIME);
+        assert_eq!(all.available_permits(), 64, "all is given back");
+        assert_eq!(take(sent(vec![KIB; 64 + 16], std::future::ready(()))).await.ok().map(|bytes| bytes.len()), Some(80 * KIB));
+        let response = Unread::NoRoom.into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers().get(header::RETRY_AFTER).unwrap(), "5");
     }
 
     #[test]

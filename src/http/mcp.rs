@@ -14,6 +14,7 @@ use rmcp::ServerHandler;
 use rmcp::model::ProtocolVersion;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,7 @@ pub(super) struct Mcp<S> {
     guard: Arc<Guard>,
     needs: fn(&str, Option<&str>) -> Scope,
     body_max: u64,
+    room: Arc<Semaphore>,
     limits: Limits,
     ends: Ends,
 }
@@ -61,6 +63,7 @@ impl<S> Clone for Mcp<S> {
             guard: self.guard.clone(),
             needs: self.needs,
             body_max: self.body_max,
+            room: self.room.clone(),
             limits: self.limits.clone(),
             ends: self.ends.clone(),
         }
@@ -87,7 +90,8 @@ impl<S: ServerHandler> Mcp<S> {
         config.session_store = Some(sessions.store());
         let factory = move || Ok(make(KIND.try_with(|kind| *kind).unwrap_or(Kind::Request)));
         let rmcp = StreamableHttpService::new(factory, sessions.manager.clone(), config);
-        Self { rmcp, sessions, guard, needs, body_max: http.body_max.get(), limits: limits.clone(), ends }
+        let room = Arc::new(intake::room(http.bodies_max));
+        Self { rmcp, sessions, guard, needs, body_max: http.body_max.get(), room, limits: limits.clone(), ends }
     }
 
     pub(super) async fn handle(self, request: Request) -> Response {
@@ -106,7 +110,10 @@ impl<S: ServerHandler> Mcp<S> {
         if !admitted.access.allows(Scope::Read) {
             return Err(Refusal::scope(&self.guard.challenge, Scope::Read));
         }
-        let body = intake::read(&parts.headers, body, self.body_max, &self.limits).await?;
+        let body = match intake::read(&parts.headers, body, self.body_max, &self.limits, &self.room).await {
+            Ok(body) => body,
+            Err(unread) => return Ok(unread.into_response()),
+        };
         let look = if parts.method == Method::POST { intake::look(&body, self.needs)? } else { Look::default() };
         if let Some(needed) = look.needs.filter(|needed| !admitted.access.allows(*needed)) {
             return Err(Refusal::scope(&self.guard.challenge, needed));

@@ -350,6 +350,28 @@ async fn bodies_are_bounded_however_they_are_sent() {
 }
 
 #[tokio::test]
+async fn large_bodies_share_their_room_and_small_ones_need_none() {
+    let door = Door::open(config::Http { body_max: Size::kib(64), bodies_max: Size::kib(64), ..Default::default() }).await;
+    let small = modern(json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {} }));
+    let large = small.clone().rebody(|text| format!("{text}{}", " ".repeat(40 * 1024)));
+    assert_eq!(large.at(door.at).await.status(), 200);
+    let mut still = Wire::open(door.at).await;
+    let text = small.clone().rebody(|text| format!("{text}{}", " ".repeat(60 * 1024))).text();
+    still.send(&text[..text.len() - 5]).await;
+    let refused = eventually("there is no room", async || {
+        let reply = large.at(door.at).await;
+        (reply.status() != 200).then_some(reply)
+    });
+    let refused = refused.await;
+    assert_eq!((refused.status(), refused.get("retry-after")), (503, Some("5")));
+    assert!(refused.error().contains("http.bodies_max"), "{refused:?}");
+    assert_eq!(small.at(door.at).await.status(), 200);
+    still.send(&text[text.len() - 5..]).await;
+    assert_eq!(still.reply().await.status(), 200);
+    assert_eq!(large.at(door.at).await.status(), 200, "there is room again");
+}
+
+#[tokio::test]
 async fn slow_heads_and_bodies_do_not_hold_connections() {
     let brief = Span::millis(300);
     let door = Door::open(config::Http { head_timeout: brief, body_stall: brief, ..config::Http::default() }).await;
