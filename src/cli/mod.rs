@@ -17,6 +17,7 @@ mod config;
 mod doctor;
 mod events;
 mod failure;
+mod files;
 mod init;
 mod install;
 mod leaf;
@@ -181,6 +182,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
     flags.extend(cli.doors.settings());
     let mut session = Session::begin(cli.common.config, flags, cli.common.json)?;
     let serves = matches!(cli.command, None | Some(Command::Leaf | Command::Assign(_)));
+    if serves {
+        files::raise();
+    }
     let mut runtime = if serves { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
     let runtime =
         runtime.enable_all().build().map_err(|error| Failure::new(Exit::Failed, format!("no threads could be started: {error}")))?;

@@ -48,7 +48,7 @@ pub struct Http {
     pub sessions_max: u32,
     /// How many of them may be one principal's.
     pub sessions_per_principal: u32,
-    /// How many connections are open at once; further ones wait.
+    /// How many connections are open at once, and never more than half of the files that the process may have open; further ones wait.
     pub connections_max: u32,
     /// How many of them may come from one address; further ones are closed.
     pub connections_per_address: u32,
@@ -97,7 +97,7 @@ impl Default for Http {
             sessions_max: 10_000,
             sessions_per_principal: 1_000,
             connections_max: 16_384,
-            connections_per_address: 4_096,
+            connections_per_address: 512,
             streams_max: 8_192,
             streams_per_principal: 1_024,
             rate_per_address: 10_000,

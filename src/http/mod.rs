@@ -29,6 +29,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse as _;
 use axum::routing::{any, get};
 use rmcp::ServerHandler;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -94,14 +95,19 @@ struct Limits {
     write_stall: Duration,
 }
 
-impl From<&config::Http> for Limits {
-    fn from(config: &config::Http) -> Self {
+impl Limits {
+    /// Those of the settings, as far as this process may have `files` open: the store and the agents need some besides connections.
+    fn new(config: &config::Http, files: Option<u64>) -> Self {
+        let room = files.map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX).max(1));
+        let (all, of_one) = (config.connections_max as usize, config.connections_per_address);
+        // Where there are few, one address does not get them all.
+        let half = u32::try_from(room / 2).unwrap_or(u32::MAX).max(1);
         Self {
             head: config.head_timeout.get(),
             body_stall: config.body_stall.get(),
             body_total: config.body_timeout.get(),
-            connections: config.connections_max as usize,
-            connections_of_one: config.connections_per_address,
+            connections: all.min(room),
+            connections_of_one: if room < all { of_one.min(half) } else { of_one },
             head_max: config.head_max.as_usize(),
             write_stall: config.write_stall.get(),
         }
@@ -189,7 +195,19 @@ pub async fn bind(config: &config::Http, listen: Listen) -> Result<Bound, Error>
     let own = format!("{}://{address}", if certificate.is_some() { "https" } else { "http" });
     let base = config.public_url.as_deref().map_or(own.as_str(), |url| url.trim_end_matches('/'));
     let guard = Arc::new(guard::Guard::open(config, tokens, base)?);
-    Ok(Bound { listener, address, rules, guard, certificate, config: config.clone(), limits: config.into() })
+    let files = getrlimit(Resource::Nofile).current;
+    let limits = Limits::new(config, files);
+    // Nobody asked for what stands there by itself.
+    if limits.connections < config.connections_max as usize && config.connections_max != config::Http::default().connections_max {
+        let (asked, taken) = (config.connections_max, limits.connections);
+        tracing::warn!(
+            asked,
+            taken,
+            files,
+            "fewer connections are taken than http.connections_max asks for: raise the limit of open files"
+        );
+    }
+    Ok(Bound { listener, address, rules, guard, certificate, config: config.clone(), limits })
 }
 
 async fn listen_on_first(addresses: &[SocketAddr]) -> Result<TcpListener, Error> {
@@ -279,4 +297,23 @@ fn announce(url: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "listening on {url}");
     tracing::info!(url, "the HTTP door is open");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_room_for_other_files() {
+        let taken = |files, asked, of_one| {
+            let config = config::Http { connections_max: asked, connections_per_address: of_one, ..Default::default() };
+            let limits = Limits::new(&config, files);
+            (limits.connections, limits.connections_of_one)
+        };
+        assert_eq!(taken(None, 16_384, 512), (16_384, 512));
+        assert_eq!(taken(Some(65_536), 16_384, 512), (16_384, 512));
+        assert_eq!(taken(Some(1_024), 16_384, 512), (512, 256));
+        assert_eq!(taken(Some(1_024), 100, 100), (100, 100));
+        assert_eq!(taken(Some(1), 16_384, 512), (1, 1));
+    }
 }

@@ -35,6 +35,9 @@ const ORDER_WAIT: Duration = Duration::from_millis(250);
 const ORDER_PAUSE: Duration = Duration::from_millis(1);
 /// An agent that is out of quota pauses this long at least.
 const QUOTA_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Work that found no room at its station comes back so late.
+const ROOM_PAUSE_MIN: Duration = Duration::from_secs(1);
+const ROOM_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// What a running attempt is told from outside.
 #[derive(Debug, Clone, PartialEq)]
@@ -269,6 +272,7 @@ impl Attempt<'_> {
             }
             (Ended::Failed(_) | Ended::Stopped | Ended::Parked, Some(why)) => self.stopped(why, watch.printed.take(), duration_ms).await,
             (Ended::Failed(failure), None) if failure.kind == FailureKind::Quota => self.out_of_quota(failure).await,
+            (Ended::Failed(failure), None) if failure.kind == FailureKind::HandedBack => self.hand_back(work, failure).await,
             (Ended::Failed(failure), None) => self.failed(work, failure, None, watch.deadline(), duration_ms).await,
             (Ended::Parked, None) => self.park(watch.last_ask.take(), watch.closed).await,
             (Ended::Stopped, None) => self.stopped(Why::HandBack, None, duration_ms).await,
@@ -322,6 +326,18 @@ impl Attempt<'_> {
         }
         tracing::warn!(%until, reason = failure.message, "agent {agent} is out of quota and pauses; its work waits");
         self.release(until, None, Kind::Retrying { failure, next_at: until }).await?;
+        self.heed_late_words().await
+    }
+
+    /// Lets go of work that found no room at this station, for a while that grows as long as that goes on: no attempt is burnt.
+    async fn hand_back(&self, work: &Work, failure: Failure) -> Result<()> {
+        let is_handed_back = |ended: &Failure| ended.kind == FailureKind::HandedBack;
+        let earlier = work.attempts.iter().rev().skip_while(|attempt| attempt.number >= self.delivery.attempt);
+        let times = earlier.take_while(|attempt| attempt.ended.as_ref().is_some_and(is_handed_back)).count();
+        let times = u32::try_from(times).unwrap_or(u32::MAX).saturating_add(1);
+        let next_at = now().after(self.policy().delay(times, self.delivery.id).clamp(ROOM_PAUSE_MIN, ROOM_PAUSE_MAX));
+        tracing::warn!(%next_at, reason = failure.message, "this station has no room for the work at present; it is tried again");
+        self.release(next_at, None, Kind::Retrying { failure, next_at }).await?;
         self.heed_late_words().await
     }
 

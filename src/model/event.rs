@@ -188,7 +188,7 @@ pub enum FailureKind {
     Transient,
     /// The process that ran it died.
     Crashed,
-    /// The station stopped and gave the work back.
+    /// The station gave the work back: it stopped, or its system had no room for one more file or program.
     HandedBack,
     /// The agent failed.
     Agent,

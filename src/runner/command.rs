@@ -45,7 +45,7 @@ use self::start::Start;
 use self::streams::{GRACE, Heard, Stdout, read_stderr};
 use self::tree::{Mark, Tree};
 use super::input::Input;
-use super::{Answer, Context, Ended, Line, Order, Runner};
+use super::{Answer, Context, Ended, Line, Order, Runner, kind_of};
 use crate::model::agent;
 use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
@@ -88,7 +88,9 @@ impl Shop {
             opened.map_err(std::io::Error::other).flatten().map(Arc::new)
         };
         let opened = self.base.get_or_try_init(open).await;
-        opened.cloned().map_err(|error| Failure::new(FailureKind::Unstartable, format!("the data folder cannot be used: {error}")))
+        opened
+            .cloned()
+            .map_err(|error| Failure::new(kind_of(&error, FailureKind::Unstartable), format!("the data folder cannot be used: {error}")))
     }
 
     fn check(&self, definition: &agent::Definition) -> Result<Option<Check>, Failure> {
@@ -201,7 +203,7 @@ async fn blocking<T: Send + 'static>(act: impl FnOnce() -> std::io::Result<T> + 
 
 /// The disk may have room again for the next attempt.
 fn unusable(error: &std::io::Error) -> Failure {
-    Failure::new(FailureKind::Crashed, format!("the run's files could not be made: {error}"))
+    Failure::new(kind_of(error, FailureKind::Crashed), format!("the run's files could not be made: {error}"))
 }
 
 /// A program that runs.

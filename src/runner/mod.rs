@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::io::Errno;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -137,6 +138,17 @@ pub struct MeshAccess {
     pub args: Vec<String>,
     /// Settings that neither they nor a file have, as variables. They may be secret.
     pub env: Vec<(String, String)>,
+}
+
+/// Another kind of failure than `usual` where the system has no room for one more file or program: nothing is wrong with the work then,
+/// nor with its agent.
+fn kind_of(error: &(dyn std::error::Error + 'static), usual: FailureKind) -> FailureKind {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let is_full = causes.any(|cause| {
+        let code = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        [Errno::MFILE, Errno::NFILE].iter().any(|full| code == Some(full.raw_os_error()))
+    });
+    if is_full { FailureKind::HandedBack } else { usual }
 }
 
 /// The runners of a station; cheap to clone.

@@ -1,5 +1,6 @@
 //! Who comes through the HTTP door, what they may do there, and what keeps it standing.
 
+mod files;
 mod hard;
 mod issuer;
 mod logs;

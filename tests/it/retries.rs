@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::ground::{Ground, assign, check, on_both};
-use crate::lifecycle::{eventually, reaches};
+use crate::lifecycle::{Place, eventually, reaches};
 
 on_both! {
     an_agent_says_when_it_may_be_tried_again
@@ -146,4 +146,31 @@ async fn a_failed_item_is_redriven_beside_the_others(ground: Ground) {
     let work = client.settled(anew["work_id"].as_str().unwrap()).await;
     assert_eq!((work["status"].as_str(), work["result"].as_str()), (Some("COMPLETE"), Some("of 2")), "{work}");
     assert_eq!(anew["run_id"], format!("{run}-4"), "no item has its number");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_station_that_can_open_no_file_burns_no_attempt() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+    let place = Place::new();
+    place.agent("once", "limits: { max_attempts: 1 }", "echo x >> tries; echo done");
+    let client = place.client().await;
+    // It knows its agents, and runs them.
+    assert_eq!(client.settled(&client.assign("upper", "x").await).await["result"], "X");
+    let pid = Pid::from_raw(client.pid().cast_signed());
+    let none = Rlimit { current: Some(8), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(pid, Resource::Nofile, none).unwrap();
+    let id = client.assign("once", "x").await;
+    eventually("it waits for its third attempt", async || {
+        let work = check(&client, &id).await;
+        assert_ne!(work["status"], "FAILED", "{work}");
+        let is_full = work["last_attempt"]["message"].as_str().is_some_and(|message| message.contains("Too many open files"));
+        (is_full && work["attempt"].as_u64() >= Some(2)).then_some(())
+    })
+    .await;
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    let work = client.settled(&id).await;
+    assert_eq!((&work["status"], &work["result"]), (&json!("COMPLETE"), &json!("done")), "{work}");
+    assert_eq!(place.file("tries").lines().count(), 1);
 }

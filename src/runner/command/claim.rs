@@ -147,6 +147,8 @@ impl Shop {
         };
         let check = match started {
             Ok(child) => self.watch(child, order, words, timeout, result, stop).await,
+            // Nothing was looked at: that speaks neither for the claim nor against it.
+            Err(failure) if failure.kind == FailureKind::HandedBack => return Err(failure),
             Err(failure) => Some(Check::new(What::Command, false, failure.message)),
         };
         let _ = tokio::task::spawn_blocking(move || drop(folder)).await;

@@ -55,7 +55,16 @@ fn make(folder: &Path) -> io::Result<()> {
 
 /// An error that names its file.
 pub(super) fn named(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    let text = format!("{}: {error}", path.display());
+    io::Error::new(error.kind(), Named { text, source: error.raw_os_error().map(io::Error::from_raw_os_error) })
+}
+
+/// An error with its file in the text; the system's own code is still there to ask for.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Named {
+    text: String,
+    source: Option<io::Error>,
 }
 
 fn lock_path(running: &Path, instance: &str) -> PathBuf {

@@ -16,8 +16,8 @@ use super::shell::{Quotes, script_at};
 use super::{environment, prompt};
 use crate::model::agent::{self, Definition, Prompt};
 use crate::model::event::{Failure, FailureKind};
-use crate::runner::Order;
 use crate::runner::input::Input;
+use crate::runner::{Order, kind_of};
 
 /// The longest argument that Linux takes, its end mark not counted.
 const ARGUMENT_MAX: usize = 128 * 1024 - 1;
@@ -100,7 +100,7 @@ impl Start {
             _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
                 "a script's first line must name its interpreter, like #!/bin/sh"
             }
-            _ => return unstartable(format!("{program} could not be started: {error}")),
+            _ => return Failure::new(kind_of(error, FailureKind::Unstartable), format!("{program} could not be started: {error}")),
         };
         unstartable(format!("{program} could not be started ({error}): {hint}"))
     }
