@@ -97,8 +97,8 @@ pub(super) async fn accept(listener: TcpListener, way: Way, stop: &CancellationT
         match accepted {
             Ok((stream, peer)) => {
                 let Ok(hold) = held.take(holder(peer.ip())) else {
-                    if way.told.of(Some(peer.ip()), Cause::Connections, None) {
-                        tracing::warn!(%peer, max = way.limits.connections_of_one, "closed a connection: its address has too many (http.connections_per_address)");
+                    if let Some(untold) = way.told.of(Some(peer.ip()), Cause::Connections, None) {
+                        tracing::warn!(%peer, max = way.limits.connections_of_one, untold, "closed a connection: its address has too many (http.connections_per_address)");
                     }
                     continue;
                 };
@@ -155,8 +155,10 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer
     };
     if let Err(error) = ended {
         // The client was told so without us.
-        if error.is_parse_too_large() && way.told.of(Some(peer.ip()), Cause::Head, None) {
-            tracing::warn!(%peer, max = way.limits.head_max, "refused a request whose head is too large (http.head_max)");
+        if error.is_parse_too_large()
+            && let Some(untold) = way.told.of(Some(peer.ip()), Cause::Head, None)
+        {
+            tracing::warn!(%peer, max = way.limits.head_max, untold, "refused a request whose head is too large (http.head_max)");
         }
         tracing::debug!(%peer, error = &error as &dyn std::error::Error, "an HTTP connection ended");
     }

@@ -190,11 +190,7 @@ pub(super) async fn pass(State(door): State<Arc<Door>>, mut request: Request, ne
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
     match response.extensions_mut().remove() {
         Some(Said { reason, cause }) => {
-            let untold = match cause {
-                Some(cause) => door.told.of(peer.map(|at| at.ip()), cause, who.as_ref()).then_some(0),
-                None => door.told.of_plain(),
-            };
-            if let Some(untold) = untold {
+            if let Some(untold) = door.told.of(peer.map(|at| at.ip()), cause, who.as_ref()) {
                 let who = who.as_ref().map(tracing::field::display);
                 tracing::warn!(status, %method, path, peer = ?peer, who, reason, untold, "refused an HTTP request");
             }

@@ -255,15 +255,16 @@ impl Bound {
         parts.tasks.spawn(ends.streams.clone().run_until_cancelled_owned(files));
 
         let health = parts.health;
+        let only_get = || async { Refusal::method("GET") };
         let guard = self.guard.clone();
         let metadata = move |request: axum::extract::Request| async move {
             guard.metadata().unwrap_or_else(|| Refusal::nothing_at(request.uri().path()).into_response())
         };
         let router = Router::new()
             .route("/mcp", any(move |request| mcp.clone().handle(request)))
-            .route("/health", get(move || async move { door::health(&health) }).fallback(|| async { Refusal::method("GET") }))
-            .route(guard::METADATA, get(metadata.clone()))
-            .route(&format!("{}/mcp", guard::METADATA), get(metadata))
+            .route("/health", get(move || async move { door::health(&health) }).fallback(only_get))
+            .route(guard::METADATA, get(metadata.clone()).fallback(only_get))
+            .route(&format!("{}/mcp", guard::METADATA), get(metadata).fallback(only_get))
             .fallback(|request: axum::extract::Request| async move { Refusal::nothing_at(request.uri().path()) })
             .layer(from_fn_with_state(Arc::new(door::Door { rules: self.rules, guard: self.guard, told: told.clone() }), door::pass));
 

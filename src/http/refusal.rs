@@ -14,7 +14,7 @@ pub(super) struct Refusal {
     code: i32,
     message: String,
     headers: Vec<(HeaderName, HeaderValue)>,
-    cause: Option<Cause>,
+    cause: Cause,
 }
 
 /// JSON-RPC's code of a request that is not well-formed or not allowed.
@@ -25,18 +25,12 @@ const INTERNAL_ERROR: i32 = -32603;
 const NO_SESSION: i32 = -32001;
 
 impl Refusal {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, code: INVALID_REQUEST, message: message.into(), headers: Vec::new(), cause: None }
+    fn new(status: StatusCode, cause: Cause, message: impl Into<String>) -> Self {
+        Self { status, code: INVALID_REQUEST, message: message.into(), headers: Vec::new(), cause }
     }
 
     fn header(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.push((name, HeaderValue::from_static(value)));
-        self
-    }
-
-    /// A request that somebody should hear of.
-    fn of(mut self, cause: Cause) -> Self {
-        self.cause = Some(cause);
         self
     }
 
@@ -54,123 +48,133 @@ impl Refusal {
     }
 
     pub(super) fn bad_host(why: &str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, format!("{why}: send exactly one Host header that names this server")).of(Cause::Host)
+        Self::new(StatusCode::BAD_REQUEST, Cause::Host, format!("{why}: send exactly one Host header that names this server"))
     }
 
     pub(super) fn host(host: &str) -> Self {
         let message = format!("{host:?} is not a name of this server: call it by another name, or add this one to http.allowed_hosts");
-        Self::new(StatusCode::FORBIDDEN, message).of(Cause::Host)
+        Self::new(StatusCode::FORBIDDEN, Cause::Host, message)
     }
 
     pub(super) fn origin(origin: &str) -> Self {
         let message =
             format!("pages of origin {origin:?} may not call this server: add it to http.allowed_origins (--allow-origin) if they should");
-        Self::new(StatusCode::FORBIDDEN, message).of(Cause::Origin)
+        Self::new(StatusCode::FORBIDDEN, Cause::Origin, message)
     }
 
     pub(super) fn no_token(challenge: &Challenge) -> Self {
         let message = "this server needs a token: send the header \"Authorization: Bearer TOKEN\" (a token in the address is not accepted)";
-        Self::new(StatusCode::UNAUTHORIZED, message).challenge(&challenge.plain()).of(Cause::Credentials)
+        Self::new(StatusCode::UNAUTHORIZED, Cause::Credentials, message).challenge(&challenge.plain())
     }
 
     pub(super) fn wrong_token(challenge: &Challenge) -> Self {
         let message = "the token is not this server's: send the one of its http.token, LATTICE_HTTP_TOKEN or --token-file, \
                        or one of its http.tokens_file";
-        Self::new(StatusCode::UNAUTHORIZED, message)
+        Self::new(StatusCode::UNAUTHORIZED, Cause::Credentials, message)
             .challenge(&challenge.error("invalid_token", "the token is not known here"))
-            .of(Cause::Credentials)
     }
 
     /// A token of an issuer that does not count, and why.
     pub(super) fn bad_token(challenge: &Challenge, why: &str) -> Self {
         let message = format!("the token does not count here: {why}; get a new one and try again");
-        Self::new(StatusCode::UNAUTHORIZED, message).challenge(&challenge.error("invalid_token", why)).of(Cause::Credentials)
+        Self::new(StatusCode::UNAUTHORIZED, Cause::Credentials, message).challenge(&challenge.error("invalid_token", why))
     }
 
     /// The issuer's keys are not there to check a token with.
     pub(super) fn no_keys(why: &str) -> Self {
         let message = format!("tokens cannot be checked at present: {why}; try again in a moment");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).header(RETRY_AFTER, "10").code(INTERNAL_ERROR)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Cause::Issuer, message).header(RETRY_AFTER, "10").code(INTERNAL_ERROR)
     }
 
     pub(super) fn token_in_address() -> Self {
         let message = "a token stands in the address, where logs and histories keep it: send it in the Authorization header only, and \
                        have this one replaced";
-        Self::new(StatusCode::BAD_REQUEST, message).of(Cause::Credentials)
+        Self::new(StatusCode::BAD_REQUEST, Cause::Credentials, message)
     }
 
     pub(super) fn scope(challenge: &Challenge, needed: Scope) -> Self {
         let message = format!("this request needs the scope {needed}, which the token does not have: ask for one that has it");
-        Self::new(StatusCode::FORBIDDEN, message).challenge(&challenge.scope(needed)).of(Cause::Scope)
+        Self::new(StatusCode::FORBIDDEN, Cause::Scope, message).challenge(&challenge.scope(needed))
     }
 
     pub(super) fn too_fast(whose: &str, key: &str) -> Self {
         let message = format!("too many requests {whose}: wait a second and try again, or raise {key}");
-        Self::new(StatusCode::TOO_MANY_REQUESTS, message).header(RETRY_AFTER, "1").of(Cause::Rate)
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Cause::Rate, message).header(RETRY_AFTER, "1")
     }
 
     pub(super) fn too_many_streams(max: u32, key: &str) -> Self {
         let message = format!("{max} streams of notifications are open already: close some of them, or raise {key}");
-        Self::new(StatusCode::TOO_MANY_REQUESTS, message).header(RETRY_AFTER, "10").of(Cause::Streams)
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Cause::Streams, message).header(RETRY_AFTER, "10")
     }
 
     /// The session is somebody else's; to whoever asks it does not exist.
     pub(super) fn others_session() -> Self {
-        Self::no_session().of(Cause::Session)
+        Self { cause: Cause::Session, ..Self::no_session() }
     }
 
     pub(super) fn method(allowed: &'static str) -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("this method is not served here: use {allowed}")).header(ALLOW, allowed)
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, Cause::Method, format!("this method is not served here: use {allowed}"))
+            .header(ALLOW, allowed)
     }
 
     pub(super) fn nothing_at(path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
-        Self::new(StatusCode::NOT_FOUND, format!("nothing is served at {path:?}: MCP is at /mcp, the server's health at /health"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            Cause::Path,
+            format!("nothing is served at {path:?}: MCP is at /mcp, the server's health at /health"),
+        )
     }
 
     pub(super) fn too_large(max: u64) -> Self {
         let message = format!("the request is larger than {max} bytes: send less, or raise http.body_max");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message).header(CONNECTION, "close")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Cause::Size, message).header(CONNECTION, "close")
     }
 
     pub(super) fn stalled() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive in time: send it again").header(CONNECTION, "close")
+        Self::new(StatusCode::REQUEST_TIMEOUT, Cause::Body, "the request's body did not arrive in time: send it again")
+            .header(CONNECTION, "close")
     }
 
     pub(super) fn broken_off() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "the request's body broke off: send it again").header(CONNECTION, "close")
+        Self::new(StatusCode::BAD_REQUEST, Cause::Body, "the request's body broke off: send it again").header(CONNECTION, "close")
     }
 
     pub(super) fn no_json(why: &str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, format!("the body is no JSON ({why}): send one JSON-RPC message")).code(PARSE_ERROR)
+        Self::new(StatusCode::BAD_REQUEST, Cause::Message, format!("the body is no JSON ({why}): send one JSON-RPC message"))
+            .code(PARSE_ERROR)
     }
 
     pub(super) fn batch() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "batches are no longer part of MCP: send one JSON-RPC message per request")
+        Self::new(StatusCode::BAD_REQUEST, Cause::Message, "batches are no longer part of MCP: send one JSON-RPC message per request")
     }
 
     pub(super) fn no_message() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "the body is no JSON-RPC message of MCP: send an object with jsonrpc, method and params")
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            Cause::Message,
+            "the body is no JSON-RPC message of MCP: send an object with jsonrpc, method and params",
+        )
     }
 
     pub(super) fn no_session() -> Self {
         let message = "there is no such session, or it has ended: send initialize again, without Mcp-Session-Id";
-        Self::new(StatusCode::NOT_FOUND, message).code(NO_SESSION)
+        Self::new(StatusCode::NOT_FOUND, Cause::Gone, message).code(NO_SESSION)
     }
 
     pub(super) fn session_needed() -> Self {
         let message = "this request needs a session: send initialize first, and its Mcp-Session-Id header with every later request";
-        Self::new(StatusCode::BAD_REQUEST, message)
+        Self::new(StatusCode::BAD_REQUEST, Cause::Gone, message)
     }
 
     pub(super) fn too_many_sessions(max: usize) -> Self {
         let message = format!("all {max} sessions are in use: try again later, end sessions with DELETE, or raise http.sessions_max");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).header(RETRY_AFTER, "30")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Cause::Sessions, message).header(RETRY_AFTER, "30")
     }
 
     pub(super) fn stopping() -> Self {
         let message = "this server is stopping: try again when it is back";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).header(RETRY_AFTER, "5").header(CONNECTION, "close")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Cause::Stopping, message).header(RETRY_AFTER, "5").header(CONNECTION, "close")
     }
 
     /// What rmcp answered as plain text, in our shape; its internals go to the log.
@@ -183,9 +187,9 @@ impl Refusal {
             _ if text.contains("Session not found") || text.contains("Session service terminated") => Self::no_session(),
             _ if status.is_server_error() => {
                 tracing::error!(cause = text, "an MCP request failed");
-                Self::new(status, "the server failed on this request: its log has the cause").code(INTERNAL_ERROR)
+                Self::new(status, Cause::Internal, "the server failed on this request: its log has the cause").code(INTERNAL_ERROR)
             }
-            _ => Self::new(status, text),
+            _ => Self::new(status, Cause::Message, text),
         }
     }
 
@@ -200,18 +204,35 @@ impl Refusal {
     }
 }
 
-/// What is wrong with a request that somebody should hear of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is wrong with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
     Host,
     Origin,
     Credentials,
+    /// The issuer's keys are away.
+    Issuer,
     Scope,
+    /// It is somebody else's.
     Session,
+    /// There is none, where one is needed.
+    Gone,
     Rate,
     Connections,
     Streams,
+    Sessions,
     Head,
+    /// It is too large.
+    Size,
+    /// It did not arrive whole, or in time.
+    Body,
+    /// What arrived is no message of MCP.
+    Message,
+    Method,
+    Path,
+    Stopping,
+    /// Nothing: the fault is ours.
+    Internal,
 }
 
 impl Cause {
@@ -227,6 +248,16 @@ impl Cause {
             Self::Connections => "connections",
             Self::Streams => "streams",
             Self::Head => "head",
+            Self::Issuer => "issuer",
+            Self::Gone => "gone",
+            Self::Sessions => "sessions",
+            Self::Size => "size",
+            Self::Body => "body",
+            Self::Message => "message",
+            Self::Method => "method",
+            Self::Path => "path",
+            Self::Stopping => "stopping",
+            Self::Internal => "internal",
         }
     }
 }
@@ -275,7 +306,7 @@ impl Challenge {
 #[derive(Clone)]
 pub(super) struct Said {
     pub(super) reason: String,
-    pub(super) cause: Option<Cause>,
+    pub(super) cause: Cause,
 }
 
 impl IntoResponse for Refusal {

@@ -16,38 +16,24 @@ pub(super) struct Told {
     tell: Tell,
     rate: Rates<()>,
     untold: Mutex<u64>,
-    /// Of those that only our own log tells of.
-    plain: Rates<()>,
-    plain_untold: Mutex<u64>,
 }
 
 impl Told {
     pub(super) fn new(tell: Tell, per_second: u32) -> Self {
-        let rate = || Rates::new(per_second);
-        Self { tell, rate: rate(), untold: Mutex::default(), plain: rate(), plain_untold: Mutex::default() }
+        Self { tell, rate: Rates::new(per_second), untold: Mutex::default() }
     }
 
-    /// Tells of one, or counts it; true when it was told.
-    pub(super) fn of(&self, peer: Option<IpAddr>, cause: Cause, principal: Option<&Principal>) -> bool {
+    /// Tells of one, or counts it; when it was told, how many before it were only counted.
+    pub(super) fn of(&self, peer: Option<IpAddr>, cause: Cause, principal: Option<&Principal>) -> Option<u64> {
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.rate.take(&()) {
             *untold += 1;
-            return false;
+            return None;
         }
         let untold = std::mem::take(&mut *untold);
         let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         (self.tell)(Turned { peer, cause: cause.as_str().into(), principal: principal.cloned(), untold });
-        true
-    }
-
-    /// Whether our own log tells of a request that somebody who may ask has asked wrongly, and how many it has not told of before.
-    pub(super) fn of_plain(&self) -> Option<u64> {
-        let mut untold = self.plain_untold.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.plain.take(&()) {
-            return Some(std::mem::take(&mut *untold));
-        }
-        *untold += 1;
-        None
+        Some(untold)
     }
 }
 
@@ -65,9 +51,6 @@ mod tests {
         }
         tokio::time::advance(std::time::Duration::from_secs(2)).await;
         told.of(None, Cause::Host, Principal::of_token("ci").as_ref());
-        assert_eq!((0..9).filter_map(|_| told.of_plain()).collect::<Vec<_>>(), [0; 3]);
-        tokio::time::advance(std::time::Duration::from_secs(2)).await;
-        assert_eq!(told.of_plain(), Some(6));
         let heard = heard.lock().unwrap();
         assert_eq!(heard.len(), 4);
         assert_eq!((heard[0].peer.as_str(), heard[0].cause.as_str(), heard[0].untold), ("10.0.0.9", "credentials", 0));

@@ -69,7 +69,8 @@ pub enum Kind {
 pub struct Turned {
     /// The address that it came from.
     pub peer: String,
-    /// What was wrong, in a word: `host`, `origin`, `credentials`, `scope`, `session`, `rate`, `connections`, `streams` or `head`.
+    /// What was wrong, in a word: `host`, `origin`, `credentials`, `issuer`, `scope`, `session`, `gone`, `rate`, `connections`,
+    /// `streams`, `sessions`, `head`, `size`, `body`, `message`, `method`, `path`, `stopping` or `internal`.
     pub cause: String,
     /// Who came, where that was known.
     #[serde(default, skip_serializing_if = "Option::is_none")]

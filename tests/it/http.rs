@@ -226,6 +226,8 @@ async fn other_paths_say_where_things_are() {
     assert!(reply.error().contains("/mcp") && reply.error().contains("/health"), "{reply:?}");
     let put = Ask::new("PUT", "/mcp").at(door.at).await;
     assert_eq!((put.status(), put.get("allow")), (405, Some("GET, POST, DELETE")));
+    let told: Vec<String> = door.turned.lock().unwrap().iter().map(|turned| turned.cause.clone()).collect();
+    assert_eq!(told, ["path", "method"]);
 }
 
 #[tokio::test]
@@ -385,6 +387,7 @@ async fn slow_heads_and_bodies_do_not_hold_connections() {
     let reply = body.reply().await;
     assert_eq!(reply.status(), 408, "{reply:?}");
     assert!(body.is_closed().await && head.is_closed().await && silent.is_closed().await);
+    assert!(door.turned.lock().unwrap().iter().any(|turned| turned.cause == "body"));
 }
 
 #[tokio::test]
@@ -402,6 +405,7 @@ async fn what_is_no_message_is_explained() {
     assert_eq!(json_only.status(), 406);
     assert!(json_only.error().contains("text/event-stream"), "{json_only:?}");
     assert_eq!(ask.with("Content-Type", "text/plain").at(door.at).await.status(), 415);
+    assert!(door.turned.lock().unwrap().iter().all(|turned| turned.cause == "message"));
 }
 
 #[tokio::test]
