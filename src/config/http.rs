@@ -62,7 +62,7 @@ pub struct Http {
     pub rate_per_principal: u32,
     /// How many bad credentials a second one address may try.
     pub rate_refused: u32,
-    /// How many refused requests a second are told to the lattice's log; the others are counted.
+    /// How many refused requests a second are told to the lattice's log, of each cause; the others are counted.
     pub refusals_told: u32,
     /// How large a request's head may be.
     pub head_max: Size,

@@ -147,9 +147,6 @@ pub(super) struct Door {
 impl Door {
     /// Whoever comes by this request's credentials. Everybody may ask how the server is, and how to get credentials.
     async fn admit(&self, path: &str, headers: &HeaderMap, query: Option<&str>, peer: Option<IpAddr>) -> Result<Option<Admitted>, Refusal> {
-        if let Some(peer) = peer {
-            self.guard.pace(peer)?;
-        }
         if path == "/health" || path.starts_with("/.well-known/") {
             return Ok(None);
         }
@@ -168,10 +165,14 @@ pub(super) async fn pass(State(door): State<Arc<Door>>, mut request: Request, ne
     let asks = method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
 
     let mut who = None;
-    let (mut response, origin) = match door.rules.host(headers).and_then(|()| door.rules.origin(headers)) {
-        Err(refusal) => (refusal.into_response(), None),
-        Ok(Some(origin)) if asks => (preflight(headers), Some(origin)),
-        Ok(origin) => match door.admit(&path, headers, request.uri().query(), address).await {
+    let paced = address.map_or(Ok(()), |address| door.guard.pace(address));
+    let known = door.rules.host(headers).and_then(|()| door.rules.origin(headers));
+    let (mut response, origin) = match (paced, known) {
+        // Also what is refused for something else counts, and a page of an allowed origin may read that it is to wait.
+        (Err(refusal), known) => (refusal.into_response(), known.ok().flatten()),
+        (Ok(()), Err(refusal)) => (refusal.into_response(), None),
+        (Ok(()), Ok(Some(origin))) if asks => (preflight(headers), Some(origin)),
+        (Ok(()), Ok(origin)) => match door.admit(&path, headers, request.uri().query(), address).await {
             Err(refusal) => (refusal.into_response(), origin),
             Ok(admitted) => {
                 // Nobody further in has any use for it, and what is not there is in no log.

