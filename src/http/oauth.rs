@@ -48,10 +48,7 @@ impl Issuer {
 
     /// Keeps the issuer's keys fresh until cancelled.
     pub(super) async fn keep(&self, cancel: CancellationToken) {
-        tokio::select! {
-            () = cancel.cancelled() => {}
-            () = self.keys.keep() => {}
-        }
+        self.keys.keep(cancel).await;
     }
 
     /// Whoever a token speaks of.

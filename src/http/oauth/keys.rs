@@ -1,13 +1,15 @@
 //! The keys that an issuer publishes: fetched, kept, and fetched again when a token names one that is not among them.
 //!
-//! However many such tokens come, there is one fetch at a time and a pause after each; tokens of known keys never wait for one.
+//! However many such tokens come, there is one fetch at a time and a pause after each; tokens of known keys never wait for one. Who
+//! fetches is always the keeper, and never a request: a client that leaves ends nothing that others wait for.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::fetch::Fetch;
 use super::token::{self, Key, Token};
@@ -15,6 +17,8 @@ use crate::config;
 
 /// How many keys of an issuer are looked at.
 const KEYS_MAX: usize = 64;
+/// Keys that are too old are fetched once the pause since the last fetch is over, which is looked at so often.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why no key fits.
 #[derive(Debug)]
@@ -34,7 +38,19 @@ pub(super) struct Keys {
     stale_max: Duration,
     pause: Duration,
     known: RwLock<Known>,
-    fetching: Mutex<()>,
+    /// Wakes the keeper.
+    wanted: Notify,
+    fetches: watch::Sender<Fetches>,
+}
+
+/// What the keeper does.
+#[derive(Debug, Default, Clone, Copy)]
+struct Fetches {
+    is_under_way: bool,
+    /// How many have come to their end.
+    done: u64,
+    /// There will be no more.
+    over: bool,
 }
 
 #[derive(Default, Clone)]
@@ -57,7 +73,8 @@ impl Keys {
             stale_max: config.jwks_stale_max.get().max(config.jwks_max_age.get()),
             pause: config.jwks_pause.get(),
             known: RwLock::default(),
-            fetching: Mutex::default(),
+            wanted: Notify::new(),
+            fetches: watch::Sender::default(),
         }
     }
 
@@ -78,35 +95,41 @@ impl Keys {
         }
     }
 
-    /// Fetches the keys again, or waits for whoever does; nothing happens when that was done just now. A key may have changed under
-    /// its name.
+    /// Has the keys fetched again, or waits for the fetch that is under way; nothing happens when that was done just now. A key may
+    /// have changed under its name. Whoever stops waiting stops nothing.
     pub(super) async fn look_again(&self) {
-        let is_idle = self.fetching.try_lock().is_ok();
-        if is_idle && !self.may_try() {
+        let mut fetches = self.fetches.subscribe();
+        let before = *fetches.borrow_and_update();
+        if !before.is_under_way && self.may_try() {
+            self.wanted.notify_one();
+        } else if !fetches.borrow().is_under_way {
             return;
         }
-        let _turn = self.fetching.lock().await;
-        // Somebody else may have fetched them while this one waited.
-        if self.may_try() {
-            self.renew().await;
-        }
+        // One that has come to its end since is as good as the next.
+        let _ = fetches.wait_for(|now| now.done > before.done || now.over).await;
     }
 
-    /// Fetches the keys again before they are too old, for as long as it is polled.
-    pub(super) async fn keep(&self) {
+    /// Fetches the keys before they are too old, and when somebody wants them, until cancelled.
+    pub(super) async fn keep(&self, cancel: CancellationToken) {
+        cancel.run_until_cancelled(self.keep_on()).await;
+        self.fetches.send_modify(|fetches| fetches.over = true);
+    }
+
+    async fn keep_on(&self) {
         loop {
-            {
-                let _turn = self.fetching.lock().await;
-                if self.known().at.is_none_or(|at| at.elapsed() >= self.max_age) && self.may_try() {
-                    self.renew().await;
-                }
-            }
             let known = self.known();
             let wait = match (known.at, known.trouble) {
-                (Some(at), None) => self.max_age.saturating_sub(at.elapsed()),
-                _ => self.pause,
+                (Some(at), None) => self.max_age.saturating_sub(at.elapsed()).max(LOOK_PAUSE),
+                (None, None) => Duration::ZERO,
+                (_, Some(_)) => self.pause,
             };
-            tokio::time::sleep(wait.max(Duration::from_millis(50))).await;
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            if self.may_try() {
+                self.renew().await;
+            }
         }
     }
 
@@ -127,6 +150,7 @@ impl Keys {
     }
 
     async fn renew(&self) {
+        self.fetches.send_modify(|fetches| fetches.is_under_way = true);
         self.known.write().unwrap_or_else(PoisonError::into_inner).tried = Some(Instant::now());
         let fetched = self.published().await;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -141,6 +165,8 @@ impl Keys {
                 known.trouble = Some(trouble);
             }
         }
+        drop(known);
+        self.fetches.send_modify(|fetches| *fetches = Fetches { is_under_way: false, done: fetches.done + 1, ..*fetches });
     }
 
     async fn published(&self) -> Result<Vec<Key>, String> {

@@ -12,6 +12,7 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyP
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 /// A key of 2048 bits, for tests only: ring makes none.
 const RSA: &str = include_str!("issuer.rsa");
@@ -116,6 +117,8 @@ pub(crate) enum Mood {
     Garbled,
     /// It says that it is somebody else.
     Other,
+    /// It answers when it is told to.
+    Held,
 }
 
 struct State {
@@ -128,6 +131,8 @@ pub(crate) struct Issuer {
     at: SocketAddr,
     state: Arc<Mutex<State>>,
     asked: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
+    release: Arc<Notify>,
 }
 
 impl Issuer {
@@ -135,11 +140,13 @@ impl Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State { mood: Mood::Good, jwks }));
-        let issuer = Self { at, state: state.clone(), asked: Arc::default() };
+        let issuer = Self { at, state: state.clone(), asked: Arc::default(), held: Arc::default(), release: Arc::default() };
+        let (held, release) = (issuer.held.clone(), issuer.release.clone());
         let (asked, url) = (issuer.asked.clone(), issuer.url());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (state, asked, url) = (state.clone(), asked.clone(), url.clone());
+                let (held, release) = (held.clone(), release.clone());
                 tokio::spawn(async move {
                     let mut stream = BufReader::new(stream);
                     let mut line = String::new();
@@ -178,6 +185,12 @@ impl Issuer {
                         Mood::Garbled => {
                             let _ = stream.write_all(format!("{}nonsense", head(8)).as_bytes()).await;
                         }
+                        Mood::Held => {
+                            let released = release.notified();
+                            held.fetch_add(1, Ordering::SeqCst);
+                            released.await;
+                            let _ = stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).await;
+                        }
                         Mood::Good | Mood::Other => {
                             let _ = stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).await;
                         }
@@ -203,6 +216,16 @@ impl Issuer {
     /// How often its keys were asked for.
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
+    }
+
+    /// How many questions it has held back.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Answers those.
+    pub(crate) fn answer(&self) {
+        self.release.notify_waiters();
     }
 
     /// What a good token says.

@@ -11,7 +11,7 @@ use super::issuer::{AUDIENCE, Issuer, Mood, Signer, seconds, signed};
 use super::{by, calls, ends, listening, lists};
 use crate::http::Door;
 use crate::lifecycle::eventually;
-use crate::web::{Ask, Reply};
+use crate::web::{Ask, Reply, Wire};
 
 fn with_issuer(issuer: &Issuer) -> config::Http {
     let oauth = OAuth {
@@ -215,6 +215,7 @@ async fn an_issuer_that_is_away_slow_huge_or_somebody_else_opens_no_door_and_clo
         let refused = by(&good, lists()).at(door.at).await;
         assert_eq!((refused.status(), refused.get("retry-after")), (503, Some("10")), "{mood:?}: {refused:?}");
         assert!(refused.error().contains("cannot be checked at present"), "{refused:?}");
+        assert!(door.turned.lock().unwrap().iter().any(|turned| turned.cause == "issuer"), "{mood:?}");
         assert!(begun.elapsed() < Duration::from_secs(10), "{mood:?} took {:?}", begun.elapsed());
         assert_eq!(by("nonsense", lists()).at(door.at).await.status(), 401, "{mood:?}");
         issuer.set(Mood::Good);
@@ -250,4 +251,33 @@ async fn whoever_listens_is_let_go_when_their_token_expires() {
 async fn an_issuer_guards_an_address_that_is_open_to_the_network() {
     let issuer = Issuer::start(vec![Signer::p256().jwk("one")]).await;
     assert!(http::bind(&with_issuer(&issuer), "0.0.0.0:0".parse().unwrap()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_keeps_no_new_key_from_the_others() {
+    let (old, new) = (Signer::p256(), Signer::p256());
+    let issuer = Issuer::start(vec![old.jwk("old")]).await;
+    let mut config = with_issuer(&issuer);
+    config.oauth.jwks_pause = Span::millis(500);
+    config.oauth.jwks_timeout = Span::secs(30);
+    let door = Door::open(config).await;
+    let by_old = old.token(&header(&old, "old"), &issuer.claims("ann", "read"));
+    assert_eq!(status(&door, &by_old).await, 200);
+    issuer.publish(vec![old.jwk("old"), new.jwk("new")]);
+    issuer.set(Mood::Held);
+    let asked = issuer.held();
+    let unknown = old.token(&header(&old, "unknown"), &issuer.claims("eve", "read"));
+    eventually("the issuer is asked", async || {
+        // Whoever asks does not wait for the answer.
+        let mut wire = Wire::open(door.at).await;
+        wire.send(by(&unknown, lists()).text()).await;
+        drop(wire);
+        (issuer.held() > asked).then_some(())
+    })
+    .await;
+    issuer.set(Mood::Good);
+    issuer.answer();
+    let by_new = new.token(&header(&new, "new"), &issuer.claims("ann", "read"));
+    let begun = Instant::now();
+    assert_eq!(status(&door, &by_new).await, 200, "after {:?}", begun.elapsed());
 }
