@@ -81,8 +81,8 @@ impl Refusal {
     }
 
     /// The issuer's keys are not there to check a token with.
-    pub(super) fn no_keys(why: &str) -> Self {
-        let message = format!("tokens cannot be checked at present: {why}; try again in a moment");
+    pub(super) fn no_keys() -> Self {
+        let message = "tokens cannot be checked at present, because their issuer's keys cannot be had: try again in a moment";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Cause::Issuer, message).header(RETRY_AFTER, "10").code(INTERNAL_ERROR)
     }
 

@@ -25,8 +25,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 pub(super) enum Missing {
     /// The issuer publishes no such key.
     Unknown,
-    /// What the issuer publishes could not be fetched.
-    Away(String),
+    /// What the issuer publishes could not be fetched; the log has the reason, which is not for whoever asks.
+    Away,
 }
 
 /// The keys of one issuer.
@@ -89,9 +89,8 @@ impl Keys {
         let known = self.known();
         match (found.is_empty(), known.trouble, known.at) {
             (false, _, _) => Ok(found),
-            (true, Some(trouble), _) => Err(Missing::Away(trouble)),
-            (true, None, None) => Err(Missing::Away("the issuer's keys have not been fetched yet".into())),
             (true, None, Some(_)) => Err(Missing::Unknown),
+            (true, _, _) => Err(Missing::Away),
         }
     }
 
