@@ -132,9 +132,20 @@ pub enum Error {
          http.open_to_all lets everybody in who can reach it"
     )]
     Exposed(SocketAddr),
+    /// Clients would be told an address that is none.
+    #[error(
+        "http.oauth.issuer needs http.public_url where the server listens on {0}, which is no address that clients could use: \
+         set it to the one that they know, such as https://lattice.example"
+    )]
+    PublicUrl(SocketAddr),
     /// Somebody else listens there.
     #[error("port {} of {} is in use: stop the program that listens there, or choose another port (0 takes any free one)", .0.port(), .0.ip())]
     InUse(SocketAddr),
+    /// Other machines could guess the token.
+    #[error(
+        "refusing to listen on {0} with a token of fewer than 16 characters, which could be guessed: choose a longer one (openssl rand -hex 32)"
+    )]
+    Short(SocketAddr),
     /// The system refuses.
     #[error("cannot listen on {0}")]
     Bind(SocketAddr, #[source] std::io::Error),
@@ -188,6 +199,13 @@ pub async fn bind(config: &config::Http, listen: Listen) -> Result<Bound, Error>
     let is_guarded = tokens.any() || config.oauth.issuer.is_some();
     if let Some(address) = exposed.filter(|_| !is_guarded && !config.open_to_all) {
         return Err(Error::Exposed(*address));
+    }
+    if let Some(address) = exposed.filter(|_| tokens.is_short()) {
+        return Err(Error::Short(*address));
+    }
+    let nowhere = addresses.iter().find(|address| address.ip().to_canonical().is_unspecified());
+    if let Some(address) = nowhere.filter(|_| config.oauth.issuer.is_some() && config.public_url.is_none()) {
+        return Err(Error::PublicUrl(*address));
     }
     let listener = listen_on_first(&addresses).await?;
     let address = listener.local_addr().map_err(|source| Error::Bind(addresses[0], source))?;

@@ -67,6 +67,8 @@ struct Entry {
 /// The tokens that count now.
 pub(super) struct Tokens {
     single: Option<(Token, Admitted)>,
+    /// The one of the settings could be guessed.
+    is_short: bool,
     file: Option<PathBuf>,
     kept: RwLock<Kept>,
 }
@@ -82,8 +84,10 @@ impl Tokens {
     /// The tokens of the settings and of their files.
     pub(super) fn open(config: &config::Http) -> Result<Self, Error> {
         let operator = || Admitted { access: Arc::new(Access::OPERATOR), revoked: CancellationToken::new(), until: None };
-        let single = single(config)?.map(|token| (token, operator()));
-        let tokens = Self { single, file: config.tokens_file.clone(), kept: RwLock::default() };
+        let single = single(config)?;
+        let is_short = single.as_ref().is_some_and(|text| text.len() < TOKEN_MIN);
+        let single = single.map(|text| (Token::of(&text), operator()));
+        let tokens = Self { single, is_short, file: config.tokens_file.clone(), kept: RwLock::default() };
         if let Some(file) = &tokens.file {
             let text = read(file).map_err(|source| Error::TokenFile(file.clone(), source))?;
             let entries = parse(&text).map_err(|problem| problem.of(file))?;
@@ -95,6 +99,11 @@ impl Tokens {
     /// Whether there is any way in by a token.
     pub(super) fn any(&self) -> bool {
         self.single.is_some() || self.file.is_some()
+    }
+
+    /// Whether the token of the settings is too short for other machines to be let in by it.
+    pub(super) fn is_short(&self) -> bool {
+        self.is_short
     }
 
     /// Whose token this is. All are compared, whichever fits.
@@ -166,7 +175,7 @@ impl Tokens {
 }
 
 /// The one token whose bearer is whoever runs the door.
-fn single(config: &config::Http) -> Result<Option<Token>, Error> {
+fn single(config: &config::Http) -> Result<Option<String>, Error> {
     let text = match (&config.token, &config.token_file) {
         // The settings have read the file already; naming both is an error there.
         (Some(token), _) => token.expose().trim().to_owned(),
@@ -185,7 +194,7 @@ fn single(config: &config::Http) -> Result<Option<Token>, Error> {
             "the HTTP token is empty or has characters that no header can carry: use letters, digits and punctuation".into(),
         ));
     }
-    Ok(Some(Token::of(&text)))
+    Ok(Some(text))
 }
 
 fn read(file: &Path) -> std::io::Result<String> {

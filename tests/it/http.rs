@@ -271,7 +271,10 @@ async fn the_token_may_stand_in_a_file() {
 async fn an_address_open_to_the_network_needs_a_token() {
     let refused = http::bind(&config::Http::default(), "0.0.0.0:0".parse().unwrap()).await.err().unwrap().to_string();
     assert!(refused.contains("without a token") && refused.contains("LATTICE_HTTP_TOKEN"), "{refused}");
-    assert!(http::bind(&with_token(), "0.0.0.0:0".parse().unwrap()).await.is_ok());
+    let short = http::bind(&with_token(), "0.0.0.0:0".parse().unwrap()).await.err().unwrap().to_string();
+    assert!(short.contains("could be guessed"), "{short}");
+    let long = config::Http { token: Some(Secret::new("0123456789abcdef")), ..Default::default() };
+    assert!(http::bind(&long, "0.0.0.0:0".parse().unwrap()).await.is_ok());
 }
 
 #[tokio::test]

@@ -251,7 +251,13 @@ async fn whoever_listens_is_let_go_when_their_token_expires() {
 #[tokio::test]
 async fn an_issuer_guards_an_address_that_is_open_to_the_network() {
     let issuer = Issuer::start(vec![Signer::p256().jwk("one")]).await;
-    assert!(http::bind(&with_issuer(&issuer), "0.0.0.0:0".parse().unwrap()).await.is_ok());
+    let config = with_issuer(&issuer);
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        assert!(http::bind(&config, listen.parse().unwrap()).await.is_ok());
+        let nameless = config::Http { public_url: None, ..config.clone() };
+        let error = http::bind(&nameless, listen.parse().unwrap()).await.err().unwrap().to_string();
+        assert!(error.contains("http.public_url"), "{error}");
+    }
 }
 
 #[tokio::test]
