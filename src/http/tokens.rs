@@ -78,6 +78,8 @@ struct Kept {
     entries: Arc<Vec<Entry>>,
     /// What was read last; none when there was nothing to read.
     text: Option<String>,
+    /// What was wrong at the last look: it is told once.
+    trouble: Option<String>,
 }
 
 impl Tokens {
@@ -91,7 +93,7 @@ impl Tokens {
         if let Some(file) = &tokens.file {
             let text = read(file).map_err(|source| Error::TokenFile(file.clone(), source))?;
             let entries = parse(&text).map_err(|problem| problem.of(file))?;
-            tokens.keep(Kept { entries: Arc::new(entries), text: Some(text) });
+            tokens.keep(Kept { entries: Arc::new(entries), text: Some(text), trouble: None });
         }
         Ok(tokens)
     }
@@ -125,32 +127,50 @@ impl Tokens {
         found
     }
 
-    /// Reads the file again, if it has changed. What cannot be read leaves the tokens as they were, and one that is gone takes them away.
+    /// Reads the file again, if it has changed. What cannot be read leaves the tokens as they were, and one that is gone or empty takes
+    /// them away, unless it is so for one look only: whoever writes it may not be done.
     pub(super) fn refresh(&self) {
         let Some(file) = &self.file else { return };
         let text = match read(file) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                tracing::error!(file = %file.display(), %error, "the tokens cannot be read again: those of before count on");
+                if self.is_news(Some(error.to_string())) {
+                    tracing::error!(file = %file.display(), %error, "the tokens cannot be read again: those of before count on");
+                }
                 return;
             }
         };
         if self.kept.read().unwrap_or_else(PoisonError::into_inner).text == text {
+            self.is_news(None);
+            return;
+        }
+        let is_bare = text.as_deref().is_none_or(|text| text.trim().is_empty());
+        if is_bare && self.is_news(Some("there is nothing in it".into())) {
+            tracing::warn!(file = %file.display(), "the file of tokens is gone or empty: those of before count for one more look");
             return;
         }
         let entries = match text.as_deref().map(parse).transpose() {
             Ok(entries) => entries.unwrap_or_default(),
             Err(problem) => {
                 tracing::error!("{}: the tokens of before count on", problem.of(file));
-                self.kept.write().unwrap_or_else(PoisonError::into_inner).text = text;
+                let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+                (kept.text, kept.trouble) = (text, None);
                 return;
             }
         };
         if text.is_none() {
             tracing::warn!(file = %file.display(), "the file of tokens is gone: none of them counts any more");
         }
-        self.keep(Kept { entries: Arc::new(entries), text });
+        self.keep(Kept { entries: Arc::new(entries), text, trouble: None });
+    }
+
+    /// Keeps what is wrong with the file; whether that was not so at the look before.
+    fn is_news(&self, trouble: Option<String>) -> bool {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let is_news = kept.trouble != trouble;
+        kept.trouble = trouble;
+        is_news
     }
 
     /// Puts other tokens in the place of those of before; whoever came by one that is gone or has changed is let go.
@@ -341,7 +361,20 @@ mod tests {
         std::fs::write(&file, format!("b: {{token: {LONG}b, scopes: read}}\n")).unwrap();
         tokens.refresh();
         assert!(b.revoked.is_cancelled(), "other scopes are another token");
+        for empty in [true, false] {
+            let found = || tokens.find(&format!("{LONG}b")).is_some();
+            match empty {
+                true => std::fs::write(&file, "").unwrap(),
+                false => std::fs::remove_file(&file).unwrap(),
+            }
+            tokens.refresh();
+            assert!(found(), "whoever writes it may not be done");
+            std::fs::write(&file, format!("b: {{token: {LONG}b}}\n")).unwrap();
+            tokens.refresh();
+            assert!(found());
+        }
         std::fs::remove_file(&file).unwrap();
+        tokens.refresh();
         tokens.refresh();
         assert!(tokens.find(&format!("{LONG}b")).is_none());
     }
