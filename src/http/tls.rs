@@ -1,7 +1,7 @@
 //! The certificate of the door, read again when its files change.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -17,6 +17,8 @@ pub(super) struct Certificate {
     cert: PathBuf,
     key: PathBuf,
     kept: RwLock<Kept>,
+    /// What was wrong at the last look, and at how many in a row.
+    trouble: Mutex<Option<(String, u64)>>,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,12 @@ impl Certificate {
         let (Some(cert), Some(key)) = (&config.cert, &config.key) else { return Ok(None) };
         let bytes = read(cert, key)?;
         let certified = certified(cert, key, &bytes)?;
-        Ok(Some(Arc::new(Self { cert: cert.clone(), key: key.clone(), kept: RwLock::new(Kept { certified, bytes }) })))
+        Ok(Some(Arc::new(Self {
+            cert: cert.clone(),
+            key: key.clone(),
+            kept: RwLock::new(Kept { certified, bytes }),
+            trouble: Mutex::default(),
+        })))
     }
 
     /// What connections are wrapped with.
@@ -55,14 +62,29 @@ impl Certificate {
             // Of a pair that is being replaced one half may stand there alone for a moment: it is looked at again.
             certified(&self.cert, &self.key, &bytes).map(|certified| Some(Kept { certified, bytes }))
         });
+        let looks = self.looks(renewed.as_ref().err());
         match renewed {
             Ok(None) => {}
             Ok(Some(renewed)) => {
                 *self.kept.write().unwrap_or_else(PoisonError::into_inner) = renewed;
                 tracing::info!(cert = %self.cert.display(), "read the certificate again");
             }
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the certificate of before stays"),
+            // The other half of a pair comes within a look; what is still so at the next is a mistake, and said once.
+            Err(error) if looks == 2 => tracing::warn!(%error, "the certificate cannot be read again: the one of before stays"),
+            Err(error) => tracing::debug!(%error, "the certificate of before stays"),
         }
+    }
+
+    /// At how many looks in a row this was wrong.
+    fn looks(&self, trouble: Option<&Error>) -> u64 {
+        let mut kept = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(text) = trouble.map(ToString::to_string) else {
+            *kept = None;
+            return 0;
+        };
+        let looks = kept.as_ref().filter(|(before, _)| *before == text).map_or(1, |(_, looks)| looks + 1);
+        *kept = Some((text, looks));
+        looks
     }
 }
 
