@@ -6,16 +6,16 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use rmcp::model::{ProtocolVersion, RequestMetaObject};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Limits;
-use super::refusal::{Refusal, Said};
+use super::refusal::Refusal;
 use crate::model::access::Scope;
 use crate::model::size::Size;
 
@@ -50,15 +50,11 @@ impl From<Refusal> for Unread {
 
 impl IntoResponse for Unread {
     fn into_response(self) -> Response {
-        if let Self::Refused(refusal) = self {
-            return refusal.into_response();
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::NoRoom => Refusal::no_room(),
         }
-        let message = "large requests that are still arriving take all the room there is: try again in a moment, or raise http.bodies_max";
-        let body = json!({ "jsonrpc": "2.0", "error": { "code": -32603, "message": message } });
-        let headers = [(header::CONTENT_TYPE, "application/json"), (header::RETRY_AFTER, "5"), (header::CONNECTION, "close")];
-        let mut response = (StatusCode::SERVICE_UNAVAILABLE, headers, body.to_string()).into_response();
-        response.extensions_mut().insert(Said { reason: message.to_owned(), cause: None });
-        response
+        .into_response()
     }
 }
 
@@ -225,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bodies_that_stand_still_take_no_more_than_the_room_and_small_ones_get_in() {
         let config = config::Http::default();
-        let (limits, max, all) = (Limits::from(&config), config.body_max.get(), room(Size::kib(64)));
+        let (limits, max, all) = (Limits::new(&config, None), config.body_max.get(), room(Size::kib(64)));
         let none = HeaderMap::new();
         let take = |body| read(&none, body, max, &limits, &all);
         let start = Instant::now();
@@ -243,7 +239,7 @@ mod tests {
         assert_eq!(all.available_permits(), 64, "all is given back");
         assert_eq!(take(sent(vec![KIB; 64 + 16], std::future::ready(()))).await.ok().map(|bytes| bytes.len()), Some(80 * KIB));
         let response = Unread::NoRoom.into_response();
-        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.status(), http::StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers().get(header::RETRY_AFTER).unwrap(), "5");
     }
 

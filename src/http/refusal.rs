@@ -86,6 +86,14 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Cause::Issuer, message).header(RETRY_AFTER, "10").code(INTERNAL_ERROR)
     }
 
+    pub(super) fn no_room() -> Self {
+        let message = "large requests that are still arriving take all the room there is: try again in a moment, or raise http.bodies_max";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Cause::Size, message)
+            .header(RETRY_AFTER, "5")
+            .header(CONNECTION, "close")
+            .code(INTERNAL_ERROR)
+    }
+
     pub(super) fn token_in_address() -> Self {
         let message = "a token stands in the address, where logs and histories keep it: send it in the Authorization header only, and \
                        have this one replaced";
