@@ -563,7 +563,7 @@ impl Work {
             Some(at) => at,
             None if is_open => now,
             None => {
-                let again = self.attempts.iter().map(|attempt| attempt.started_at).find(|at| *at > exchange.asked_at);
+                let again = self.attempts.iter().map(|attempt| attempt.started_at).find(|at| *at >= exchange.asked_at);
                 again.or(self.retry_at).or(self.settled_at).map_or(now, |at| at.min(now))
             }
         }
