@@ -97,7 +97,7 @@ impl Default for Http {
             sessions_max: 10_000,
             sessions_per_principal: 1_000,
             connections_max: 16_384,
-            connections_per_address: 512,
+            connections_per_address: 2_048,
             streams_max: 8_192,
             streams_per_principal: 1_024,
             rate_per_address: 10_000,
