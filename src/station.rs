@@ -3,6 +3,8 @@
 //! A station is opened quietly and wakes at its first real request, so that a client that only probes the protocol
 //! leaves no trace in the lattice.
 
+mod clock;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,6 +171,8 @@ pub struct Station(Arc<Inner>);
 struct Inner {
     setting: Setting,
     store: Arc<Local>,
+    /// How this folder said at first that this machine's clock is corrected.
+    correction: i64,
     link: Option<Link>,
     dispatcher: Dispatcher,
     registry: Registry,
@@ -326,7 +330,8 @@ impl Station {
         let config = setting.config.clone();
         let dir = setting.lattice_dir()?;
         let opening = runs::Opening::begin(&dir);
-        let options = local::Options { clock: Arc::new(now), ..local::Options::default() };
+        let correction = clock::adopt(&dir);
+        let options = local::Options { clock: Arc::new(now), jumps: true, ..local::Options::default() };
         let store = Arc::new(local::open_with(&dir, &config.lattice.storage, options)?);
         let me = Identity { station: config.station(), instance: new_instance(), by_name: setting.by_name };
         let (link, transport) = match Link::new(&setting, store.transport(), &me, true) {
@@ -365,6 +370,7 @@ impl Station {
         Ok(Self(Arc::new(Inner {
             setting,
             store,
+            correction,
             link,
             dispatcher,
             registry,
@@ -405,6 +411,8 @@ impl Station {
             link.begin().await;
         }
         tolerate(registry.load().await)?;
+        let (dir, known, sharing) = (inner.setting.lattice_dir()?, inner.correction, living.clone());
+        inner.tasks.spawn(async move { clock::share(&dir, known, sharing).await });
         let max_age = inner.setting.config.lattice.storage.runs_max_age.get();
         let seldom = inner.setting.runs_only && inner.link.is_some();
         inner.tasks.spawn(async move { runs.keep(max_age, seldom, living).await });

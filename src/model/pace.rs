@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::time::Timestamp;
 
 const MINUTE_SECONDS: i64 = 60;
+/// So far ahead may be the clocks of others who count.
+const AHEAD_SECONDS: i64 = 5;
 
 /// The starts of the last minute, by the second: a start counts until the second that it fell into is a minute past.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,7 +27,7 @@ impl Pace {
     /// Counts one start; forgets those that are past.
     pub fn start(&mut self, now: Timestamp) {
         let second = second(now);
-        self.0.retain(|start, _| *start >= second - MINUTE_SECONDS);
+        self.0.retain(|start, _| (second - MINUTE_SECONDS..=second + AHEAD_SECONDS).contains(start));
         let count = self.0.entry(second).or_default();
         *count = count.saturating_add(1);
     }
@@ -63,8 +65,9 @@ impl Pace {
     }
 
     fn recent(&self, now: Timestamp) -> impl Iterator<Item = (i64, u32)> + '_ {
-        let since = second(now) - MINUTE_SECONDS;
-        self.0.range(since..).map(|(second, count)| (*second, *count))
+        // What started later was counted by a clock that has been set back since.
+        let (since, until) = (second(now) - MINUTE_SECONDS, second(now) + AHEAD_SECONDS);
+        self.0.range(since..=until).map(|(second, count)| (*second, *count))
     }
 }
 
@@ -107,6 +110,16 @@ mod tests {
         assert_eq!((pace.left(1, now), pace.next_at(1, now)), (0, Some(Timestamp::from_millis(66_000))));
         pace.take_back(now);
         assert_eq!((pace.left(1, now), pace.next_at(1, now)), (1, None));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_everything() {
+        let (ahead, now) = (Timestamp::from_millis(3_600_000), Timestamp::from_millis(5_500));
+        let mut pace = Pace::default();
+        pace.start(ahead);
+        assert_eq!((pace.left(1, ahead), pace.left(1, now), pace.next_at(1, now)), (0, 1, None));
+        pace.start(now);
+        assert_eq!((pace.left(1, now), pace.starts().collect::<Vec<_>>()), (0, vec![(5, 1)]));
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub fn compose(
         far_head,
         begun,
         here: tokio::sync::Mutex::default(),
+        paces: Mutex::default(),
         tasks,
         cancel,
     });
@@ -105,6 +106,7 @@ struct Mesh {
     /// That it is known from where on the local log is forwarded.
     begun: OnceCell<()>,
     here: tokio::sync::Mutex<Here>,
+    paces: Mutex<queue::Paces>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }

@@ -6,7 +6,7 @@ use lattice_mcp::model::time::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::lifecycle::eventually;
+use crate::lifecycle::{Place, eventually};
 use crate::nats_server::NatsServer;
 use crate::rpc::{Client, agent, binary};
 
@@ -179,4 +179,54 @@ async fn a_clock_that_is_set_while_a_station_runs_is_followed() {
         })
         .await;
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_goes_by_the_same_clock_although_it_cannot_ask_the_server() {
+    let dir = TempDir::new().unwrap();
+    let (mut server, shim) = (NatsServer::start(), shim(dir.path()));
+    let station = Station::start(&server, "here", &shim, 3600).await;
+    let ran = dir.path().join("ran");
+    agent(station.agents.path(), "slow", "", &format!("echo begun >> {0}; sleep 8; echo ended >> {0}", ran.display()));
+    eventually("its agents are there", async || {
+        let known = station.client.call("list_available_agents", json!({})).await;
+        known["agents"].as_array().is_some_and(|all| all.len() == 2 && all[0]["status"] == "online").then_some(())
+    })
+    .await;
+    eventually("the others of the folder are told", async || station.data.path().join("default/clock").exists().then_some(())).await;
+    server.kill();
+    let id = eventually("it is taken at home", async || {
+        let order = json!({"agent_name": "slow", "task": "x", "timeout": "5m"});
+        station.client.try_call("assign_work", order).await?.ok()?["work_id"].as_str().map(str::to_owned)
+    })
+    .await;
+    eventually("it runs", async || std::fs::read_to_string(&ran).ok().filter(|text| text.contains("begun"))).await;
+    let mut command = binary(station.data.path(), station.agents.path());
+    command.envs(station.variables.clone());
+    let second = Client::start(command).await;
+    second.call("list_available_agents", json!({})).await;
+    let work = station.client.settled(&id).await;
+    assert_eq!((&work["status"], std::fs::read_to_string(&ran).unwrap().as_str()), (&json!("COMPLETE"), "begun\nended\n"), "{work}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_slept_does_no_work_twice() {
+    let dir = TempDir::new().unwrap();
+    let (place, shim, clock, ran) = (Place::new(), shim(dir.path()), dir.path().join("clock"), dir.path().join("ran"));
+    set_clock(&clock, 0);
+    place.agent("slow", "", &format!("echo begun >> {0}; sleep 6; echo ended >> {0}", ran.display()));
+    let (shim, file) = (shim.display().to_string(), clock.display().to_string());
+    let variables = [("LD_PRELOAD", shim.as_str()), ("TEST_CLOCK_FILE", file.as_str())];
+    let clients = [place.client_with(&variables).await, place.client_with(&variables).await];
+    for client in &clients {
+        client.call("list_available_agents", json!({})).await;
+    }
+    let id = clients[0].assign("slow", "x").await;
+    eventually("it runs", async || std::fs::read_to_string(&ran).ok().filter(|text| text.contains("begun"))).await;
+    // Both processes wake at the same moment.
+    set_clock(&clock, 120);
+    let work = clients[0].settled(&id).await;
+    assert_eq!((&work["status"], std::fs::read_to_string(&ran).unwrap().as_str()), (&json!("COMPLETE"), "begun\nended\n"), "{work}");
 }

@@ -17,7 +17,7 @@ use lattice_mcp::model::output::Media;
 use lattice_mcp::model::size::Size;
 use lattice_mcp::model::time::{Span, Timestamp};
 use lattice_mcp::transport::local::{self, Local, Options};
-use lattice_mcp::transport::{Error, Expect, Filter, Position};
+use lattice_mcp::transport::{Error, Expect, Filter, Position, Want};
 use rusqlite::Connection;
 use tokio::io::AsyncReadExt;
 
@@ -550,4 +550,70 @@ async fn a_lease_lapses_by_the_wall_clock() {
     while t.queue.take(&station("s"), &short).await.unwrap().taken.is_empty() {
         within(signal.changed()).await;
     }
+}
+
+/// A store whose clock goes on as all do, but can be set.
+fn open_with_settable_clock(dir: &Path, shift: &Arc<AtomicI64>) -> Local {
+    let shift = Arc::clone(shift);
+    let clock = move || Timestamp::from_millis(now().as_millis() + shift.load(Ordering::SeqCst));
+    local::open_with(dir, &Storage::default(), Options { clock: Arc::new(clock), jumps: true, ..Options::default() }).unwrap()
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_takes_nothing_from_who_lives() {
+    let (dir, shift) = (tempfile::tempdir().unwrap(), Arc::new(AtomicI64::new(0)));
+    let (one, other) = (open_with_settable_clock(dir.path(), &shift), open_with_settable_clock(dir.path(), &shift));
+    let (mine, theirs, at, lease) = (one.transport(), other.transport(), station("s"), Duration::from_secs(2));
+    let want = Want { lease, ..want(&[("a", 9)], 9) };
+    let (alive, dead) = (work(), work());
+    for id in [alive, dead] {
+        mine.queue.push(&at, item(id, "a", 0, now()), 9, None).await.unwrap();
+    }
+    let taken = mine.queue.take(&at, &want).await.unwrap().taken;
+    assert_eq!(taken.len(), 2);
+    let alive = taken.iter().find(|taken| taken.delivery.id == alive).unwrap().delivery.clone();
+    // The machine slept for ten minutes.
+    shift.store(600_000, Ordering::SeqCst);
+    let found = theirs.queue.take(&at, &want).await.unwrap();
+    assert!(found.taken.is_empty(), "{found:?}");
+    assert!(found.next_at.unwrap() > Timestamp::from_millis(now().as_millis() + 600_000), "whoever looks has no need to look at once");
+    assert!(mine.queue.extend(std::slice::from_ref(&alive), Duration::from_secs(60), None).await.unwrap().is_empty());
+    let taken = within(async {
+        loop {
+            let taken = theirs.queue.take(&at, &want).await.unwrap().taken;
+            if !taken.is_empty() {
+                return taken;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(taken.iter().map(|taken| (taken.delivery.id, taken.delivery.attempt)).collect::<Vec<_>>(), [(dead, 2)]);
+    assert!(mine.queue.settle(&alive, vec![]).await.unwrap(), "it is still held");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_nothing_from_who_comes_next() {
+    let (dir, shift) = (tempfile::tempdir().unwrap(), Arc::new(AtomicI64::new(3_000_000)));
+    let (at, id) = (station("s"), work());
+    let want = Want { lease: Duration::from_secs(2), ..want(&[("a", 9)], 9) };
+    let before = open_with_settable_clock(dir.path(), &shift);
+    before.transport().queue.push(&at, item(id, "a", 0, now()), 9, None).await.unwrap();
+    assert_eq!(before.transport().queue.take(&at, &want).await.unwrap().taken.len(), 1);
+    // Its process dies, and the clock is set right.
+    drop(before);
+    shift.store(0, Ordering::SeqCst);
+    let store = open_with_settable_clock(dir.path(), &shift);
+    let after = store.transport();
+    let taken = within(async {
+        loop {
+            assert!(after.queue.take_expired(want.holder, want.lease, 9).await.unwrap().is_empty());
+            if let Some(taken) = after.queue.take(&at, &want).await.unwrap().taken.pop() {
+                return taken;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!((taken.delivery.id, taken.delivery.attempt), (id, 2));
 }

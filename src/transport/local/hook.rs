@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::steady::Steady;
 use super::writer::{Batch, Failure, Step};
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
@@ -21,6 +22,9 @@ const DELAYED: i64 = 1;
 const HELD: i64 = 2;
 const PARKED: i64 = 3;
 const HELD_BACK: i64 = 4;
+/// A hold that ends later than so many leases from now, and so much more, was said by a clock that was ahead.
+const OVERLONG_LEASES: u32 = 10;
+const OVERLONG_MIN: Duration = Duration::from_secs(60);
 
 /// An item as a step finds it.
 struct Found {
@@ -35,9 +39,14 @@ impl Found {
         Ok(Self { id: row.get(0)?, lane: row.get(1)?, state: row.get(2)?, due: row.get(3)? })
     }
 
-    fn is_held(&self, now: Timestamp) -> bool {
-        self.state == HELD && self.due.is_some_and(|due| due > now.as_millis())
+    fn is_held(&self, lapsed: i64) -> bool {
+        self.state == HELD && self.due.is_some_and(|due| due > lapsed)
     }
+}
+
+/// Holds that ended by then have run out.
+fn lapsed(batch: &Batch<'_>) -> i64 {
+    if batch.spared > batch.now { i64::MIN } else { batch.now.as_millis() }
 }
 
 fn find(batch: &mut Batch<'_>, hook: i64, id: WorkId) -> rusqlite::Result<Option<Found>> {
@@ -151,7 +160,7 @@ pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> S
         }
     }
     let mut served = if firsts.is_empty() { HashMap::new() } else { served(batch, hook)? };
-    let due = batch.now.after(want.lease);
+    let due = lasting(batch, want.lease);
     let mut taken = Vec::new();
     while taken.len() < want.room as usize {
         let claim = |first: &First| turn::claim(first.top, first.head, served.get(&first.origin).copied(), want.ageing);
@@ -181,7 +190,9 @@ pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> S
             keep_pace(batch, lane.id, pace)?;
             next_at = next_at.into_iter().chain(pace.next_at(*per_minute, batch.now)).min();
         }
-        next_at = next_at.into_iter().chain(first_due(batch, lane.id)?.map(Timestamp::from_millis)).min();
+        let first = first_due(batch, lane.id)?.map(Timestamp::from_millis);
+        // What is due by now and was not made ready is a hold that is spared.
+        next_at = next_at.into_iter().chain(first.map(|due| if due > batch.now { due } else { batch.spared })).min();
     }
     Ok(Take { taken, next_at })
 }
@@ -212,12 +223,13 @@ fn wanted<'a>(
 
 fn keep_pace(batch: &Batch<'_>, lane: i64, pace: &Pace) -> rusqlite::Result<()> {
     let mut insert = batch.conn.prepare_cached("INSERT OR REPLACE INTO start (lane, second, n) VALUES (?1, ?2, ?3)")?;
-    let mut oldest = i64::MAX;
+    let (mut oldest, mut newest) = (i64::MAX, i64::MIN);
     for (second, n) in pace.starts() {
-        oldest = oldest.min(second);
+        (oldest, newest) = (oldest.min(second), newest.max(second));
         insert.execute(params![lane, second, n])?;
     }
-    batch.conn.prepare_cached("DELETE FROM start WHERE lane = ?1 AND second < ?2")?.execute(params![lane, oldest])?;
+    let mut delete = batch.conn.prepare_cached("DELETE FROM start WHERE lane = ?1 AND (second < ?2 OR second > ?3)")?;
+    delete.execute(params![lane, oldest, newest])?;
     Ok(())
 }
 
@@ -290,13 +302,31 @@ fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64) -> rusqlite::Result<bool
     if first_due(batch, lane)?.is_none_or(|due| due > now) {
         return Ok(false);
     }
-    let mut query = batch.conn.prepare_cached("SELECT id, state FROM item WHERE lane = ?1 AND due <= ?2")?;
-    let due: Vec<(i64, i64)> = query.query_map([lane, now], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+    let mut query = batch.conn.prepare_cached("SELECT id, state FROM item WHERE lane = ?1 AND due <= ?2 AND (state <> 2 OR due <= ?3)")?;
+    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let due: Vec<(i64, i64)> = query.query_map([lane, now, lapsed(batch)], row)?.collect::<rusqlite::Result<_>>()?;
+    let any = !due.is_empty();
     for (id, state) in due {
         batch.conn.prepare_cached("UPDATE item SET state = 0, due = NULL WHERE id = ?1")?.execute([id])?;
         count(batch, hook, lane, Some(state), Some(READY));
     }
-    Ok(true)
+    Ok(any)
+}
+
+/// When what is held from now on runs out.
+fn lasting(batch: &Batch<'_>, lease: Duration) -> Timestamp {
+    if let Some(steady) = batch.steady {
+        steady.lasts(lease);
+    }
+    batch.now.after(lease)
+}
+
+/// The clock was set back: of those that hold, who lives soon says so again, and the others are not waited for.
+fn shorten(batch: &Batch<'_>, lease: Duration) -> rusqlite::Result<()> {
+    let longest = batch.now.after(lease.saturating_mul(OVERLONG_LEASES) + OVERLONG_MIN).as_millis();
+    let mut update = batch.conn.prepare_cached("UPDATE item SET due = ?1 WHERE state = 2 AND due > ?2")?;
+    update.execute([batch.now.after(lease).as_millis(), longest])?;
+    Ok(())
 }
 
 pub(super) fn pause(batch: &mut Batch<'_>, station: &StationId, name: &str, until: Timestamp) -> Step<()> {
@@ -326,17 +356,21 @@ fn hold(batch: &Batch<'_>, id: i64, station: &StationId, lane: &str, holder: Ins
 }
 
 pub(super) fn take_expired(batch: &mut Batch<'_>, holder: InstanceId, lease: Duration, limit: usize) -> Step<Vec<Taken>> {
+    if batch.steady.is_some_and(Steady::take_overlong) {
+        shorten(batch, lease)?;
+    }
     let sql = "SELECT item.id, item.hook, item.lane, item.state, hook.station, lane.name
         FROM item JOIN hook ON hook.id = item.hook JOIN lane ON lane.id = item.lane
-        WHERE item.deadline <= ?1 AND (item.due IS NULL OR item.due <= ?1 OR item.state = 1) ORDER BY item.deadline LIMIT ?2";
+        WHERE item.deadline <= ?1 AND (item.due IS NULL OR item.state = 1 OR item.due <= CASE item.state WHEN 2 THEN ?3 ELSE ?1 END)
+        ORDER BY item.deadline LIMIT ?2";
     let mut query = batch.conn.prepare_cached(sql)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let expired: Vec<(i64, i64, i64, i64, String, String)> = query
-        .query_map([batch.now.as_millis(), limit], |row| {
+        .query_map([batch.now.as_millis(), limit, lapsed(batch)], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
         })?
         .collect::<rusqlite::Result<_>>()?;
-    let due = batch.now.after(lease);
+    let due = lasting(batch, lease);
     let mut taken = Vec::with_capacity(expired.len());
     for (id, hook, lane, state, station, name) in expired {
         let station: StationId =
@@ -348,7 +382,7 @@ pub(super) fn take_expired(batch: &mut Batch<'_>, holder: InstanceId, lease: Dur
 }
 
 pub(super) fn extend(batch: &mut Batch<'_>, held: &[Delivery], lease: Duration, deadline: Option<Timestamp>) -> Step<Vec<Delivery>> {
-    let due = batch.now.after(lease).as_millis();
+    let due = lasting(batch, lease).as_millis();
     let mut lost = Vec::new();
     for delivery in held {
         let Some((hook, item)) = find_held(batch, delivery)? else {
@@ -415,7 +449,7 @@ pub(super) fn wake(batch: &mut Batch<'_>, station: &StationId, id: WorkId, deadl
     let (Some(hook), Some(item)) = (hook, found) else {
         return Ok(false);
     };
-    if item.is_held(batch.now) {
+    if item.is_held(lapsed(batch)) {
         let mut update = batch.conn.prepare_cached("UPDATE item SET deadline = coalesce(?2, deadline) WHERE id = ?1")?;
         update.execute(params![item.id, deadline.map(Timestamp::as_millis)])?;
         return Ok(false);
@@ -439,6 +473,6 @@ fn free(batch: &mut Batch<'_>, station: &StationId, id: WorkId) -> rusqlite::Res
     let Some(hook) = batch.hook(station)? else {
         return Ok(None);
     };
-    let now = batch.now;
-    Ok(find(batch, hook, id)?.filter(|item| !item.is_held(now)).map(|item| (hook, item)))
+    let lapsed = lapsed(batch);
+    Ok(find(batch, hook, id)?.filter(|item| !item.is_held(lapsed)).map(|item| (hook, item)))
 }

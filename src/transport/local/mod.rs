@@ -10,6 +10,7 @@ mod log;
 mod queue;
 mod reader;
 mod schema;
+mod steady;
 mod table;
 mod watcher;
 mod writer;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::hub::{Hub, lock};
 use self::reader::Question;
 use self::schema::File;
+use self::steady::Steady;
 use self::writer::{Batch, Committed, Job, Step};
 use super::{Bucket, Error, Result, Transport};
 use crate::config::Storage;
@@ -41,13 +43,15 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct Options {
     /// Tells the time, for leases, deadlines and expiry.
     pub clock: Clock,
+    /// Whether that clock may jump, which makes no hold old.
+    pub jumps: bool,
     /// How many pages the file may have; a full disk in effect.
     pub max_pages: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Arc::new(wall_clock), max_pages: None }
+        Self { clock: Arc::new(wall_clock), jumps: false, max_pages: None }
     }
 }
 
@@ -110,6 +114,7 @@ impl Local {
         let read_only = writer.is_none();
         let shared = Arc::new(Shared {
             file,
+            steady: options.jumps.then(|| Steady::new((options.clock)())),
             clock: options.clock,
             hub: Hub::new(u64::try_from(head).unwrap_or(0)),
             jobs: RwLock::new(Some(jobs)),
@@ -191,6 +196,7 @@ impl Drop for Local {
 pub(in crate::transport::local) struct Shared {
     file: File,
     clock: Clock,
+    steady: Option<Steady>,
     hub: Hub,
     jobs: RwLock<Option<mpsc::Sender<Box<dyn Job>>>>,
     questions: RwLock<Option<mpsc::Sender<Question>>>,

@@ -27,6 +27,8 @@ pub(super) fn run(conn: &Connection, shared: &Arc<Shared>) {
             if due_at.elapsed() >= DUE_EVERY {
                 due_at = Instant::now();
                 let now = shared.now();
+                // Seldom looked at, a clock that drifts would seem to jump.
+                shared.steady.as_ref().map(|steady| steady.look(now));
                 due(conn, shared, due_from, now)?;
                 due_from = now;
             }

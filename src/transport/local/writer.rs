@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
+use super::steady::Steady;
 use crate::model::id::StationId;
 use crate::model::time::Timestamp;
 use crate::transport::{Bucket, Entry, Error, Position, Record, Result, Subject, Waits};
@@ -105,6 +106,9 @@ struct LaneDelta {
 pub(super) struct Batch<'a> {
     pub(super) conn: &'a Connection,
     pub(super) now: Timestamp,
+    /// Until then holds that have run out are left alone.
+    pub(super) spared: Timestamp,
+    pub(super) steady: Option<&'a Steady>,
     ids: &'a mut Ids,
     appended: Vec<Entry>,
     next_seq: Option<i64>,
@@ -122,10 +126,13 @@ pub(super) struct Committed {
 }
 
 impl<'a> Batch<'a> {
-    fn new(conn: &'a Connection, now: Timestamp, ids: &'a mut Ids) -> Self {
+    fn new(conn: &'a Connection, shared: &'a Shared, ids: &'a mut Ids) -> Self {
+        let (now, steady) = (shared.now(), shared.steady.as_ref());
         Self {
             conn,
             now,
+            spared: steady.map_or(now, |steady| steady.look(now)),
+            steady,
             ids,
             appended: Vec::new(),
             next_seq: None,
@@ -332,7 +339,7 @@ fn commit(jobs: &mut Vec<Box<dyn Job>>, conn: &Connection, ids: &mut Ids, shared
 
 fn transaction(jobs: &mut [Box<dyn Job>], conn: &Connection, ids: &mut Ids, shared: &Shared) -> rusqlite::Result<Committed> {
     conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    let mut batch = Batch::new(conn, shared.now(), ids);
+    let mut batch = Batch::new(conn, shared, ids);
     for job in jobs {
         job.run(&mut batch)?;
     }

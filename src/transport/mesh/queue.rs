@@ -1,5 +1,7 @@
 //! The hooks of both sides as one.
 
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -7,8 +9,44 @@ use tokio::sync::watch;
 
 use super::Mesh;
 use crate::model::id::{InstanceId, StationId, WorkId};
+use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
+use crate::telemetry::now;
 use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
+
+/// What this process began lately, by lane: an agent has one pace, wherever its works live.
+#[derive(Default)]
+pub(super) struct Paces {
+    local: HashMap<String, Pace>,
+    far: HashMap<String, Pace>,
+}
+
+/// Counts what was begun of lanes that have a pace.
+fn count(begun: &mut HashMap<String, Pace>, want: &Want, taken: &[Taken], now: Timestamp) {
+    for taken in taken.iter().filter(|taken| want.pace(&taken.lane).is_some()) {
+        begun.entry(taken.lane.clone()).or_default().start(now);
+    }
+}
+
+/// What may still be begun on one side after what was begun on the other, and when that is more.
+fn after(mut want: Want, begun: &HashMap<String, Pace>, now: Timestamp) -> (Want, Option<Timestamp>) {
+    let mut next_at = None;
+    for (lane, per_minute) in &mut want.per_minute {
+        let Some(pace) = begun.get(lane) else { continue };
+        let recent = u32::MAX - pace.left(u32::MAX, now);
+        if recent > 0 {
+            *per_minute = per_minute.saturating_sub(recent);
+            next_at = [next_at, pace.next_at(recent, now)].into_iter().flatten().min();
+        }
+    }
+    (want, next_at)
+}
+
+impl Mesh {
+    fn paces(&self) -> MutexGuard<'_, Paces> {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[async_trait]
 impl Queue for Mesh {
@@ -50,8 +88,13 @@ impl Queue for Mesh {
     }
 
     async fn take(&self, station: &StationId, want: &Want) -> Result<Take> {
-        let mut take =
-            if want.look || self.may_hold(station).await? { self.local.queue.take(station, want).await? } else { Take::default() };
+        let mut take = Take::default();
+        if want.look || self.may_hold(station).await? {
+            let (here, next_at) = after(want.clone(), &self.paces().far, now());
+            take = self.local.queue.take(station, &here).await?;
+            take.next_at = [take.next_at, next_at].into_iter().flatten().min();
+            count(&mut self.paces().local, want, &take.taken, now());
+        }
         for taken in &take.taken {
             self.remember(taken.delivery.id, true);
         }
@@ -65,8 +108,11 @@ impl Queue for Mesh {
             let used = take.taken.iter().filter(|taken| taken.lane == *lane).count();
             *left = left.saturating_sub(u32::try_from(used).unwrap_or(u32::MAX));
         }
-        match far.queue.take(station, &rest).await {
-            Ok(more) => {
+        let (there, next_at) = after(rest, &self.paces().local, now());
+        match far.queue.take(station, &there).await {
+            Ok(mut more) => {
+                more.next_at = [more.next_at, next_at].into_iter().flatten().min();
+                count(&mut self.paces().far, want, &more.taken, now());
                 for taken in &more.taken {
                     self.remember(taken.delivery.id, false);
                 }
@@ -196,13 +242,53 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::model::turn::Turn;
-    use crate::telemetry::{new_instance, new_work_id, now};
+    use crate::telemetry::{new_instance, new_work_id};
     use crate::transport::mesh::{Place, compose};
     use crate::transport::{Filter, Position, Reach, Subject, Transport, local};
 
     fn item(id: WorkId, beside: Option<WorkId>) -> Item {
         let (turn, deadline) = (Turn::new("here", 0, now(), Duration::from_secs(1)), now().after(Duration::from_secs(60)));
         Item { id, lane: "a".into(), turn, deadline, held_back: false, beside, body: "{}".into() }
+    }
+
+    #[tokio::test]
+    async fn a_pace_is_one_wherever_the_works_live() {
+        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = Config::default().lattice.storage;
+        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let station: StationId = "here".parse().unwrap();
+        let (server, opened) = watch::channel(Some(far.transport()));
+        let (_reach, reach) = watch::channel(Reach::Connected);
+        let place = Place { station: station.clone(), instance: new_instance(), forwards: false };
+        let mesh = compose(near.transport(), opened, reach, place, TaskTracker::new(), CancellationToken::new());
+        let lease = Duration::from_secs(10);
+        let (lanes, per_minute) = (vec![("a".to_owned(), 9)], vec![("a".to_owned(), 4)]);
+        let want = Want {
+            holder: new_instance(),
+            lanes,
+            room: 9,
+            per_minute,
+            ageing: lease,
+            lease,
+            accept: Default::default(),
+            only: None,
+            look: true,
+        };
+        let begin = async |count: usize| {
+            for _ in 0..count {
+                let id = new_work_id();
+                let record = Record { subject: Subject::Status(id), body: "{}".into() };
+                mesh.queue.push(&station, item(id, None), 99, Some(record)).await.unwrap();
+            }
+            mesh.queue.take(&station, &want).await.unwrap().taken.len()
+        };
+        assert_eq!(begin(3).await, 3);
+        server.send_replace(None);
+        assert_eq!(begin(3).await, 1);
+        server.send_replace(Some(far.transport()));
+        assert_eq!(begin(3).await, 0);
+        near.close();
+        far.close();
     }
 
     #[tokio::test]
