@@ -259,7 +259,12 @@ impl Sessions {
         idle.map(|(id, _)| id).collect()
     }
 
-    async fn end(&self, id: &Arc<str>) {
+    /// Ends a session that was put away, unless a request has taken it up again meanwhile.
+    async fn end(self: &Arc<Self>, id: &Arc<str>) {
+        let _turn = self.turn(id).await;
+        if self.knows(id) {
+            return;
+        }
         self.close(id).await;
         if let Err(error) = self.store.delete(id).await {
             tracing::warn!(session = %short(id), %error, "cannot remove a session's row: it expires by itself");
@@ -490,6 +495,26 @@ mod tests {
         let ((), looked) = tokio::join!(sessions.clone().keep(end.clone()), look);
         assert_eq!(looked, (true, false, true));
         assert!(sessions.turns().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_is_taken_up_while_it_ends_goes_on() {
+        let sessions = sessions();
+        let (id, _worker) = sessions.manager.create_session().await.unwrap();
+        drop(sessions.join(&id, false, None));
+        sessions.known().by_id.clear();
+        let Ok(Entry::TakeUp(turn)) = sessions.enter(&id, None).await else { panic!("it is put away") };
+        let taken_up = async {
+            tokio::task::yield_now().await;
+            let open = sessions.join(&id, true, None);
+            drop(turn);
+            open
+        };
+        let (_open, ()) = tokio::join!(taken_up, sessions.end(&id));
+        assert!(sessions.serves(&id).await && sessions.turns().is_empty());
+        sessions.forget(&id);
+        sessions.end(&id).await;
+        assert!(!sessions.serves(&id).await);
     }
 
     #[tokio::test(start_paused = true)]
