@@ -247,8 +247,14 @@ impl Server {
     }
 }
 
-/// Tells a caller from any other.
+/// Tells a caller from any other: whoever has a name of their own is the same at every door, everybody else is told by where they work.
 pub(super) fn who(caller: &Caller) -> String {
+    let principal = caller.access().and_then(|access| access.principal.as_ref()).filter(|_| caller.work().is_none());
+    principal.map_or_else(|| who_there(caller), |principal| format!("principal {principal}"))
+}
+
+/// The same for a caller at one door, where they work: how earlier versions told all of them apart.
+pub(super) fn who_there(caller: &Caller) -> String {
     match (caller.work(), caller.owner()) {
         (Some(bound), _) => format!("run {}", bound.run_id),
         (None, Some(owner)) => format!("owner {}", owner.as_str()),

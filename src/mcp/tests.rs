@@ -16,6 +16,7 @@ use crate::agents::Catalog;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::dispatcher::{Bound, Caller, Dispatcher, Question};
+use crate::model::access::{self, Access, Scope};
 use crate::model::agent::{Definition, Limits, Manifest, Prompt, RunnerSpec};
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use crate::model::id::WorkId;
@@ -27,6 +28,7 @@ use crate::registry::{Identity, Registry};
 use crate::runs::Runs;
 use crate::telemetry::{new_instance, now};
 use crate::transport::local::{self, Local};
+use crate::transport::{Bucket, Expect};
 use crate::works::{Works, record};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -1341,6 +1343,54 @@ async fn a_task_is_its_callers_alone_and_only_of_those_who_know_tasks() {
     assert_eq!(client.stands(&task).await["status"], "working");
     // Another connection of the same caller is the same caller.
     assert_eq!(fixture.modern("one", knows_tasks()).stands(&task).await["status"], "working");
+}
+
+#[tokio::test]
+async fn whoever_has_a_name_finds_their_tasks_and_forms_at_another_door() {
+    let fixture = Fixture::with(soon_tasks());
+    fixture.offer(&["worker"]).await;
+    let [mut here, mut there, mut other] = [("ann", "one"), ("ann", "two"), ("bob", "one")].map(|(name, workspace)| {
+        let owner = Owner::of(Principal::Http, &Workspace::Named(workspace));
+        let access = Access { principal: access::Principal::of_token(name), scope: Some(Scope::Assign) };
+        let caller = Caller::connection().owned_by(Some(owner)).with_access(Arc::new(access));
+        let mut client = fixture.connect(fixture.server.with_caller(caller), Size::mib(1));
+        (client.modern, client.capabilities) = (true, knows_tasks());
+        client
+    });
+    let id = here.assign("worker").await;
+    let task = here.task(json!({"work_id": id})).await;
+    assert_eq!(there.stands(&task).await["status"], "working");
+    assert_eq!(other.of_task("tasks/get", &task, None).await["error"]["code"], -32602);
+    // Earlier versions bound it to the workspace of the door, too.
+    let (table, key) = (fixture.store.transport().table, format!("task.{task}"));
+    let row = table.get(Bucket::Keys, &key).await.unwrap().unwrap();
+    let mut kept: Value = serde_json::from_slice(&row.value).unwrap();
+    assert_eq!(kept["who"], "principal token:ann");
+    let owner = Owner::of(Principal::Http, &Workspace::Named("one")).for_principal(&access::Principal::kept("token:ann"));
+    kept["who"] = format!("owner {}", owner.as_str()).into();
+    table.put(Bucket::Keys, &key, kept.to_string().into(), Expect::Revision(row.revision), None).await.unwrap();
+    assert_eq!(here.stands(&task).await["status"], "working");
+    assert_eq!(other.of_task("tasks/get", &task, None).await["error"]["code"], -32602);
+
+    fixture.happens(&id, 1, Kind::Accepted).await;
+    let ask = Ask { ask: 1, reason: "may I?".into(), context: Value::Null, needs: Needs::Human, parked: false };
+    fixture.happens(&id, 1, Kind::Escalate(ask)).await;
+    for client in [&mut here, &mut there, &mut other] {
+        client.capabilities = forms();
+    }
+    let mut call = json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "20s"}});
+    let form = here.request("tools/call", call.clone()).await["result"].clone();
+    let key = form["inputRequests"].as_object().unwrap().keys().next().unwrap();
+    call["requestState"] = form["requestState"].clone();
+    call["inputResponses"] = json!({ key: {"action": "accept", "content": {"answer": "yes"}} });
+    assert_eq!(other.request("tools/call", call.clone()).await["result"]["isError"], true);
+    assert_eq!(fixture.answer_of(&id).await, (None, None));
+    let waiting = there.begin("tools/call", call).await;
+    while fixture.answer_of(&id).await != (Some(json!("yes")), Some(Needs::Human)) {
+        tokio::task::yield_now().await;
+    }
+    fixture.happens(&id, 1, Kind::Complete { result: Output::Inline(json!(1)), duration_ms: 1, checks: Vec::new() }).await;
+    assert_eq!(there.answer(waiting).await["result"]["structuredContent"]["status"], "COMPLETE");
 }
 
 #[tokio::test]
