@@ -112,3 +112,38 @@ fn certified(cert: &PathBuf, key: &PathBuf, bytes: &(Vec<u8>, Vec<u8>)) -> Resul
     certified.keys_match().map_err(|error| wrong(key, format!("it is not the key of {}: {error}", cert.display())))?;
     Ok(Arc::new(certified))
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+
+    use super::*;
+
+    #[test]
+    fn a_pair_that_cannot_be_used_leaves_the_one_of_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let [cert, key] = ["door.pem", "door.key"].map(|name| dir.path().join(name));
+        let made = |name: &str| generate_simple_self_signed([name.to_owned()]).unwrap();
+        let write = |made: &CertifiedKey<rcgen::KeyPair>| {
+            std::fs::write(&cert, made.cert.pem()).unwrap();
+            std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        };
+        let (one, two) = (made("one.example"), made("two.example"));
+        write(&one);
+        let certificate = Certificate::open(&config::HttpTls { cert: Some(cert.clone()), key: Some(key.clone()) }).unwrap().unwrap();
+        let served = || certificate.kept.read().unwrap().certified.cert[0].clone();
+        for broken in ["nonsense", "", &two.signing_key.serialize_pem()] {
+            std::fs::write(&key, broken).unwrap();
+            for _ in 0..3 {
+                certificate.refresh();
+            }
+            assert_eq!(served(), *one.cert.der(), "{broken}");
+        }
+        std::fs::remove_file(&cert).unwrap();
+        certificate.refresh();
+        assert_eq!(served(), *one.cert.der());
+        write(&two);
+        certificate.refresh();
+        assert_eq!(served(), *two.cert.der());
+    }
+}

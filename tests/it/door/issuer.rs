@@ -130,6 +130,7 @@ struct State {
 pub(crate) struct Issuer {
     at: SocketAddr,
     state: Arc<Mutex<State>>,
+    came: Arc<AtomicUsize>,
     asked: Arc<AtomicUsize>,
     held: Arc<AtomicUsize>,
     release: Arc<Notify>,
@@ -140,12 +141,13 @@ impl Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State { mood: Mood::Good, jwks }));
-        let issuer = Self { at, state: state.clone(), asked: Arc::default(), held: Arc::default(), release: Arc::default() };
+        let issuer =
+            Self { at, state: state.clone(), came: Arc::default(), asked: Arc::default(), held: Arc::default(), release: Arc::default() };
         let (held, release) = (issuer.held.clone(), issuer.release.clone());
-        let (asked, url) = (issuer.asked.clone(), issuer.url());
+        let (came, asked, url) = (issuer.came.clone(), issuer.asked.clone(), issuer.url());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (state, asked, url) = (state.clone(), asked.clone(), url.clone());
+                let (state, came, asked, url) = (state.clone(), came.clone(), asked.clone(), url.clone());
                 let (held, release) = (held.clone(), release.clone());
                 tokio::spawn(async move {
                     let mut stream = BufReader::new(stream);
@@ -155,6 +157,7 @@ impl Issuer {
                     }
                     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
                     while stream.read_line(&mut line).await.is_ok_and(|read| read > 2) {}
+                    came.fetch_add(1, Ordering::SeqCst);
                     let (mood, jwks) = {
                         let state = state.lock().unwrap();
                         (state.mood, state.jwks.clone())
@@ -211,6 +214,11 @@ impl Issuer {
 
     pub(crate) fn publish(&self, jwks: Vec<Value>) {
         self.state.lock().unwrap().jwks = jwks;
+    }
+
+    /// How often it was asked for anything, whatever it said.
+    pub(crate) fn came(&self) -> usize {
+        self.came.load(Ordering::SeqCst)
     }
 
     /// How often its keys were asked for.

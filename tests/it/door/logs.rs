@@ -52,6 +52,8 @@ async fn no_secret_is_in_the_log_of_a_run_that_says_all_it_can() {
     let changed = TOKENS.replace("bobs-token-0123456789", "bobs-other-token-0123");
     std::fs::write(place.data.path().join("tokens.yaml"), format!("{changed}zed: {{ token: short-secret }}\n")).unwrap();
     eventually("the broken file is said", async || server.log.lock().unwrap().contains("zed: token is a text").then_some(())).await;
+    assert_eq!(by(BOB, lists()).at(server.at).await.status(), 200, "a broken file leaves those of before");
+    assert_eq!(by("bobs-other-token-0123", lists()).at(server.at).await.status(), 401);
     let log = server.log.lock().unwrap().clone();
     assert!(log.contains("TRACE") && log.contains("refused an HTTP request"), "it says little: {log:.2000}");
     let parts = [&jwt, &stale].map(|token| token.rsplit('.').next().unwrap().to_owned());

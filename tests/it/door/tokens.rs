@@ -29,9 +29,6 @@ async fn named_tokens_come_and_go_while_the_server_runs() {
     let refused = tokio::time::timeout(std::time::Duration::from_secs(20), waiting.head()).await;
     assert_eq!(refused.expect("nor does whoever waited").unwrap().status, 401);
 
-    std::fs::write(&file, "bob: { tokn: x }\n").unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    assert_eq!(status(BOB).await, 200, "a broken file leaves those of before");
     std::fs::remove_file(&file).unwrap();
     eventually("all are revoked", async || (status(BOB).await == 401).then_some(())).await;
 }
