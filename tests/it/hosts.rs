@@ -25,6 +25,10 @@ const LISTEN: &str = r#"tee "$0" | "$@""#;
 /// The environment variable in which an agent finds its token.
 const TOKEN_VAR: &str = "LATTICE_TEST_TOKEN";
 
+/// What keeps opencode from looking for things elsewhere.
+pub(crate) const OPENCODE_ALONE: [&str; 4] =
+    ["OPENCODE_DISABLE_AUTOUPDATE", "OPENCODE_DISABLE_DEFAULT_PLUGINS", "OPENCODE_DISABLE_LSP_DOWNLOAD", "OPENCODE_DISABLE_MODELS_FETCH"];
+
 /// What every agent does, in the order of the script.
 const SCENARIOS: [&str; 11] = ["tools", "unknown", "assign", "await", "escalate", "alone", "cancel", "large", "cut", "changes", "late"];
 /// What no agent is asked to do here, and why.
@@ -37,7 +41,7 @@ const UNABLE: [(&str, &str); 5] = [
 ];
 
 /// A coding agent.
-struct Host {
+pub(crate) struct Host {
     name: &'static str,
     /// How it has its model call tools, where there are several ways.
     how: &'static str,
@@ -85,12 +89,12 @@ const fn codex(how: &'static str, config: fn(&Door, &Model) -> String) -> Host {
 }
 
 /// It has this model search for tools.
-static CODEX: Host = codex("", |door, model| codex_config("gpt-5.5", door, model));
+pub(crate) static CODEX: Host = codex("", |door, model| codex_config("gpt-5.5", door, model));
 
 /// It has this model write JavaScript that calls tools.
 static CODEX_IN_CODE: Host = codex("code mode", |door, model| codex_config("gpt-5.6-sol", door, model));
 
-static OPENCODE: Host = Host {
+pub(crate) static OPENCODE: Host = Host {
     name: "opencode",
     how: "",
     speaks: "2025-11-25",
@@ -101,15 +105,7 @@ static OPENCODE: Host = Host {
     arguments: &["run", "--pure", "--format", "json"],
     config_path: ".config/opencode/opencode.json",
     config: opencode_config,
-    environment: |_| {
-        let off = [
-            "OPENCODE_DISABLE_AUTOUPDATE",
-            "OPENCODE_DISABLE_DEFAULT_PLUGINS",
-            "OPENCODE_DISABLE_LSP_DOWNLOAD",
-            "OPENCODE_DISABLE_MODELS_FETCH",
-        ];
-        off.map(|name| (name, "1".to_owned())).to_vec()
-    },
+    environment: |_| OPENCODE_ALONE.map(|name| (name, "1".to_owned())).to_vec(),
     words: |printed| {
         let events = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let said = events.rev().find(|event| event["type"] == "text");
@@ -118,7 +114,7 @@ static OPENCODE: Host = Host {
     ran: [OnceLock::new(), OnceLock::new()],
 };
 
-static GEMINI: Host = Host {
+pub(crate) static GEMINI: Host = Host {
     name: "gemini-cli",
     how: "",
     speaks: "2025-06-18",
@@ -356,19 +352,33 @@ fn run(host: &Host, lattice: &Lattice, door: &Door, model: &mut Model) -> Output
     std::fs::create_dir_all(&work).expect("a folder to work in");
     std::fs::write(&config, (host.config)(door, model)).expect("a configuration");
 
-    let program = package(host).join(host.program);
-    let mut command = if host.is_script { Command::new(tools().join("bin/node")) } else { Command::new(&program) };
-    if host.is_script {
-        command.arg(&program);
-    }
+    let mut command = program(host);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let proxy = format!("http://127.0.0.1:{}", model.port);
     command.args(host.arguments).arg("Have the work done by agents of the lattice").current_dir(&work).env_clear();
     command.env("PATH", path).env("HOME", &home).env("TMPDIR", lattice.path()).env(TOKEN_VAR, TOKEN).envs((host.environment)(model));
     command.env("HTTPS_PROXY", &proxy).env("HTTP_PROXY", &proxy).env("NO_PROXY", "127.0.0.1,localhost");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+    to_its_end(command).unwrap_or_else(|output| {
+        let logged = String::from_utf8_lossy(&output.stderr);
+        panic!("{} did not end within {PATIENCE:?}: {}\n{}", host.name, model.report(), end(&logged))
+    })
+}
 
+/// An agent's program, and what runs it.
+pub(crate) fn program(host: &Host) -> Command {
+    let program = package(host).join(host.program);
+    if !host.is_script {
+        return Command::new(program);
+    }
+    let mut command = Command::new(tools().join("bin/node"));
+    command.arg(program);
+    command
+}
+
+/// Runs a program with all that it starts; what it printed is an error when it did not end by itself.
+pub(crate) fn to_its_end(mut command: Command) -> Result<Output, Output> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
     let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process group");
     let (ended, end_of) = mpsc::channel();
     let waiting = std::thread::spawn(move || drop(ended.send(child.wait_with_output())));
@@ -377,12 +387,10 @@ fn run(host: &Host, lattice: &Lattice, door: &Door, model: &mut Model) -> Output
         let _ = rustix::process::kill_process_group(group, signal);
     };
     let output = match end_of.recv_timeout(PATIENCE) {
-        Ok(output) => output.expect("its output"),
+        Ok(output) => Ok(output.expect("its output")),
         Err(_) => {
             signal(rustix::process::Signal::KILL);
-            let output = end_of.recv().expect("its end").expect("its output");
-            let logged = String::from_utf8_lossy(&output.stderr);
-            panic!("{} did not end within {PATIENCE:?}: {}\n{}", host.name, model.report(), end(&logged));
+            Err(end_of.recv().expect("its end").expect("its output"))
         }
     };
     // What it may have left behind.

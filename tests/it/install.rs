@@ -1,5 +1,7 @@
 //! Registering in MCP clients, through the real binary, on files as their users have them.
 
+mod listed;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
