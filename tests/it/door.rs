@@ -7,6 +7,7 @@ mod logs;
 mod oauth;
 mod principals;
 mod server;
+mod silent;
 mod tls;
 mod tokens;
 

@@ -162,16 +162,21 @@ impl Door {
     }
 
     pub(crate) async fn on(config: config::Http, table: Arc<dyn Table>) -> Self {
+        let one = Arc::new(());
+        let alive = Arc::downgrade(&one);
+        Self::of(config, table, Arc::new(move |kind| Sleeper(kind, one.clone())), alive).await
+    }
+
+    /// A door to such servers, of which each holds one of what is counted.
+    pub(crate) async fn of<S: ServerHandler>(config: config::Http, table: Arc<dyn Table>, make: http::Make<S>, alive: Weak<()>) -> Self {
         let listen = config.listen.as_deref().unwrap_or("0").parse().unwrap();
         let bound = http::bind(&config, listen).await.unwrap();
         let (at, url) = (bound.address(), bound.url());
         let turned: Arc<Mutex<Vec<Turned>>> = Arc::default();
         let told = turned.clone();
         let stop = CancellationToken::new();
-        let one = Arc::new(());
-        let alive = Arc::downgrade(&one);
         let parts = Parts {
-            make: Arc::new(move |kind| Sleeper(kind, one.clone())),
+            make,
             table,
             stop: stop.clone(),
             tasks: TaskTracker::new(),
@@ -185,7 +190,7 @@ impl Door {
     }
 
     /// How many MCP servers live behind it.
-    fn servers(&self) -> usize {
+    pub(crate) fn servers(&self) -> usize {
         self.alive.strong_count().saturating_sub(1)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// How soon a connection must be closed.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -57,6 +57,13 @@ pub(crate) struct Wire(BufReader<TcpStream>);
 impl Wire {
     pub(crate) async fn open(at: SocketAddr) -> Self {
         Self(BufReader::new(TcpStream::connect(at).await.expect("a listening server")))
+    }
+
+    /// A connection that holds little of what nobody reads.
+    pub(crate) async fn narrow(at: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        Self(BufReader::new(socket.connect(at).await.expect("a listening server")))
     }
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
