@@ -21,6 +21,7 @@ use super::tokens::Admitted;
 use super::told::Told;
 use super::{Error, Health, Listen};
 use crate::config;
+use crate::model::access::Scope;
 
 /// A host and perhaps a port, in lower case and without brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,9 +146,10 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Whoever comes by this request's credentials. Everybody may ask how the server is, and how to get credentials.
+    /// Whoever comes by this request's credentials. Everybody may ask whether the server is well, and how to get credentials.
     async fn admit(&self, path: &str, headers: &HeaderMap, query: Option<&str>, peer: Option<IpAddr>) -> Result<Option<Admitted>, Refusal> {
-        if path == "/health" || path.starts_with("/.well-known/") {
+        let is_nameless = self.guard.asks() && !headers.contains_key(header::AUTHORIZATION);
+        if (path == "/health" && is_nameless) || path.starts_with("/.well-known/") {
             return Ok(None);
         }
         self.guard.admit(headers, query, peer).await.map(Some)
@@ -229,12 +231,15 @@ fn preflight(asked: &HeaderMap) -> Response {
     response
 }
 
-/// What `/health` answers.
-pub(super) fn health(health: &Health) -> Response {
+/// What `/health` answers: how the lattice is to whoever may look at it, and whether this server is well to everybody else.
+pub(super) fn health(health: &Health, admitted: Option<&Admitted>) -> Response {
     let mut answer = health();
     if let Value::Object(fields) = &mut answer {
         fields.entry("status").or_insert_with(|| json!("ok"));
         fields.entry("version").or_insert_with(|| json!(env!("CARGO_PKG_VERSION")));
+        if !admitted.is_some_and(|admitted| admitted.access.allows(Scope::Read)) {
+            fields.retain(|name, _| name == "status");
+        }
     }
     ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
 }

@@ -65,9 +65,14 @@ impl Guard {
         if self.addresses.take(&peer) { Ok(()) } else { Err(Refusal::too_fast("from this address", "http.rate_per_address")) }
     }
 
+    /// Whether anybody needs credentials here.
+    pub(super) fn asks(&self) -> bool {
+        self.tokens.any() || self.issuer.is_some()
+    }
+
     /// Whoever comes with these credentials.
     pub(super) async fn admit(&self, headers: &HeaderMap, query: Option<&str>, peer: Option<IpAddr>) -> Result<Admitted, Refusal> {
-        if !self.tokens.any() && self.issuer.is_none() {
+        if !self.asks() {
             return Ok(Admitted { access: Arc::new(Access::OPERATOR), revoked: CancellationToken::new(), until: None });
         }
         // Whoever comes without any asks how to get some.

@@ -53,7 +53,7 @@ pub enum Kind {
 /// Makes the MCP server of a session or a request.
 pub type Make<S> = Arc<dyn Fn(Kind) -> S + Send + Sync>;
 
-/// Says how the station is; `status` and `version` are filled in when absent.
+/// Says how the station is; `status` and `version` are filled in when absent. Who may not look is told the status alone.
 pub type Health = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// What the door is mounted on.
@@ -273,6 +273,7 @@ impl Bound {
         parts.tasks.spawn(ends.streams.clone().run_until_cancelled_owned(files));
 
         let health = parts.health;
+        let health = move |request: axum::extract::Request| async move { door::health(&health, request.extensions().get()) };
         let only_get = || async { Refusal::method("GET") };
         let guard = self.guard.clone();
         let metadata = move |request: axum::extract::Request| async move {
@@ -280,7 +281,7 @@ impl Bound {
         };
         let router = Router::new()
             .route("/mcp", any(move |request| mcp.clone().handle(request)))
-            .route("/health", get(move || async move { door::health(&health) }).fallback(only_get))
+            .route("/health", get(health).fallback(only_get))
             .route(guard::METADATA, get(metadata.clone()).fallback(only_get))
             .route(&format!("{}/mcp", guard::METADATA), get(metadata).fallback(only_get))
             .fallback(|request: axum::extract::Request| async move { Refusal::nothing_at(request.uri().path()) })

@@ -213,11 +213,17 @@ pub(crate) fn in_session(message: &Value, id: &str) -> Ask {
 }
 
 #[tokio::test]
-async fn health_is_open_to_everybody_who_names_the_server() {
+async fn everybody_who_names_the_server_learns_that_it_is_well_and_who_may_look_how_the_lattice_is() {
+    let whole = json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION"), "lattice": "default", "station": "box" });
     let door = Door::open(with_token()).await;
-    let reply = Ask::new("GET", "/health").at(door.at).await;
-    assert_eq!(reply.status(), 200);
-    assert_eq!(reply.json(), json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION"), "lattice": "default", "station": "box" }));
+    let ask = Ask::new("GET", "/health");
+    let reply = ask.at(door.at).await;
+    assert_eq!((reply.status(), reply.json()), (200, json!({ "status": "ok" })));
+    let known = ask.clone().with("Authorization", "Bearer s3cret").at(door.at).await;
+    assert_eq!((known.status(), known.json()), (200, whole.clone()));
+    assert_eq!(ask.clone().with("Authorization", "Bearer wrong").at(door.at).await.status(), 401);
+    let open = Door::open(config::Http::default()).await;
+    assert_eq!(ask.at(open.at).await.json(), whole, "whoever reaches it may look anyway");
     assert_eq!(Ask::new("GET", "/health").with("Host", "evil.example").at(door.at).await.status(), 403);
     let post = Ask::new("POST", "/health").at(door.at).await;
     assert_eq!((post.status(), post.get("allow")), (405, Some("GET")));
