@@ -236,6 +236,7 @@ fn address(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     mcp::fuzz::address(text);
     http::fuzz::names(text);
+    http::fuzz::hops(text);
 }
 
 fn message(bytes: &[u8]) {

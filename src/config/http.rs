@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Secret, check};
 use crate::model::access::Scope;
+use crate::model::network::Network;
 use crate::model::size::Size;
 use crate::model::time::Span;
 
@@ -38,6 +39,8 @@ pub struct Http {
     pub allowed_origins: Vec<String>,
     /// Further names under which this server is called (the Host header).
     pub allowed_hosts: Vec<String>,
+    /// Proxies that say truly whose requests they bring (`X-Forwarded-For`, `Forwarded`).
+    pub trusted_proxies: Vec<Network>,
     /// The largest request body.
     pub body_max: Size,
     /// How much of large request bodies may be held at once while they arrive.
@@ -50,7 +53,7 @@ pub struct Http {
     pub sessions_per_principal: u32,
     /// How many connections are open at once, and never more than half of the files that the process may have open; further ones wait.
     pub connections_max: u32,
-    /// How many of them may come from one address; further ones are closed.
+    /// How many of them may come from one address that is no trusted proxy's; further ones are closed.
     pub connections_per_address: u32,
     /// How many streams of notifications are open at once.
     pub streams_max: u32,
@@ -91,6 +94,7 @@ impl Default for Http {
             reload_interval: Span::secs(1),
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
             body_max: Size::mib(16),
             bodies_max: Size::mib(256),
             session_idle: Span::secs(24 * 3600),

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Limits;
+use super::proxies::Proxies;
 use super::rates::{Held, holder};
 use super::refusal::Cause;
 use super::stall::Stalling;
@@ -76,6 +77,7 @@ pub(super) struct Way {
     /// None: they are not protected.
     pub(super) acceptor: Option<TlsAcceptor>,
     pub(super) limits: Limits,
+    pub(super) proxies: Proxies,
     pub(super) told: Arc<Told>,
 }
 
@@ -96,7 +98,9 @@ pub(super) async fn accept(listener: TcpListener, way: Way, stop: &CancellationT
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Ok(hold) = held.take(holder(peer.ip())) else {
+                // A proxy's connections are those of all its clients.
+                let hold = if way.proxies.trust(peer.ip()) { Ok(None) } else { held.take(holder(peer.ip())).map(Some) };
+                let Ok(hold) = hold else {
                     if let Some(untold) = way.told.of(Some(peer.ip()), Cause::Connections, None) {
                         tracing::warn!(%peer, max = way.limits.connections_of_one, untold, "closed a connection: its address has too many (http.connections_per_address)");
                     }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::connection::Peer;
 use super::guard::Guard;
+use super::proxies::Proxies;
 use super::rates::holder;
 use super::refusal::{Refusal, Said};
 use super::tokens::Admitted;
@@ -141,18 +142,19 @@ fn cut(text: &str) -> String {
 /// The whole door.
 pub(super) struct Door {
     pub(super) rules: Rules,
+    pub(super) proxies: Proxies,
     pub(super) guard: Arc<Guard>,
     pub(super) told: Arc<Told>,
 }
 
 impl Door {
     /// Whoever comes by this request's credentials. Everybody may ask whether the server is well, and how to get credentials.
-    async fn admit(&self, path: &str, headers: &HeaderMap, query: Option<&str>, peer: Option<IpAddr>) -> Result<Option<Admitted>, Refusal> {
+    async fn admit(&self, path: &str, headers: &HeaderMap, query: Option<&str>, from: Option<IpAddr>) -> Result<Option<Admitted>, Refusal> {
         let is_nameless = self.guard.asks() && !headers.contains_key(header::AUTHORIZATION);
         if (path == "/health" && is_nameless) || path.starts_with("/.well-known/") {
             return Ok(None);
         }
-        self.guard.admit(headers, query, peer).await.map(Some)
+        self.guard.admit(headers, query, from).await.map(Some)
     }
 }
 
@@ -162,8 +164,9 @@ pub(super) async fn pass(State(door): State<Arc<Door>>, mut request: Request, ne
     let method = request.method().clone();
     let path = cut(request.uri().path());
     let peer = request.extensions().get::<Peer>().map(|Peer(at)| *at);
-    let address = peer.map(|at| holder(at.ip()));
     let headers = request.headers();
+    let from = peer.map(|at| door.proxies.client(at.ip(), headers));
+    let address = from.map(holder);
     let asks = method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
 
     let mut who = None;
@@ -193,9 +196,10 @@ pub(super) async fn pass(State(door): State<Arc<Door>>, mut request: Request, ne
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
     match response.extensions_mut().remove() {
         Some(Said { reason, cause }) => {
-            if let Some(untold) = door.told.of(peer.map(|at| at.ip()), cause, who.as_ref()) {
+            if let Some(untold) = door.told.of(from, cause, who.as_ref()) {
                 let who = who.as_ref().map(tracing::field::display);
-                tracing::warn!(status, %method, path, peer = ?peer, who, reason, untold, "refused an HTTP request");
+                let client = from.filter(|from| peer.is_some_and(|at| at.ip() != *from)).map(tracing::field::display);
+                tracing::warn!(status, %method, path, peer = ?peer, client, who, reason, untold, "refused an HTTP request");
             }
         }
         None => tracing::debug!(status, %method, path, ms, "answered an HTTP request"),

@@ -4,6 +4,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 
 use super::door::Rules;
 use super::intake::look;
+use super::proxies::Proxies;
 use crate::config;
 use crate::model::access::Scope;
 
@@ -20,6 +21,19 @@ pub(crate) fn names(text: &str) {
     }
     let allowed = config::Http { allowed_hosts: vec![text.into()], allowed_origins: vec![text.into()], ..config::Http::default() };
     let _ = Rules::new(&allowed, &listen, address);
+}
+
+/// What a client says of itself, before its proxy adds whom it comes from.
+pub(crate) fn hops(text: &str) {
+    let (Ok(proxy), Ok(client), Ok(network)) = ("10.0.0.1".parse(), "203.0.113.7".parse(), "10.0.0.0/8".parse()) else { return };
+    let proxies = Proxies::new(&[network]);
+    for (name, added) in [("x-forwarded-for", ", 203.0.113.7"), ("forwarded", ", for=203.0.113.7")] {
+        let Ok(value) = HeaderValue::from_str(&format!("{text}{added}")) else { continue };
+        let headers = HeaderMap::from_iter([(header::HeaderName::from_static(name), value)]);
+        let found = proxies.client(proxy, &headers);
+        assert!(found == client || found == proxy, "{text:?} makes somebody {found}");
+        assert_eq!(proxies.client(client, &headers), client, "who is no proxy is themself");
+    }
 }
 
 /// A request's body.

@@ -11,6 +11,7 @@ mod intake;
 mod listen;
 mod mcp;
 mod oauth;
+mod proxies;
 mod rates;
 mod refusal;
 mod sessions;
@@ -272,6 +273,7 @@ impl Bound {
         let files = reload(self.guard.clone(), self.certificate.clone(), self.config.reload_interval.get());
         parts.tasks.spawn(ends.streams.clone().run_until_cancelled_owned(files));
 
+        let proxies = proxies::Proxies::new(&self.config.trusted_proxies);
         let health = parts.health;
         let health = move |request: axum::extract::Request| async move { door::health(&health, request.extensions().get()) };
         let only_get = || async { Refusal::method("GET") };
@@ -279,15 +281,16 @@ impl Bound {
         let metadata = move |request: axum::extract::Request| async move {
             guard.metadata().unwrap_or_else(|| Refusal::nothing_at(request.uri().path()).into_response())
         };
+        let door = door::Door { rules: self.rules, proxies: proxies.clone(), guard: self.guard, told: told.clone() };
         let router = Router::new()
             .route("/mcp", any(move |request| mcp.clone().handle(request)))
             .route("/health", get(health).fallback(only_get))
             .route(guard::METADATA, get(metadata.clone()).fallback(only_get))
             .route(&format!("{}/mcp", guard::METADATA), get(metadata).fallback(only_get))
             .fallback(|request: axum::extract::Request| async move { Refusal::nothing_at(request.uri().path()) })
-            .layer(from_fn_with_state(Arc::new(door::Door { rules: self.rules, guard: self.guard, told: told.clone() }), door::pass));
+            .layer(from_fn_with_state(Arc::new(door), door::pass));
 
-        let way = connection::Way { router, acceptor, limits: self.limits, told };
+        let way = connection::Way { router, acceptor, limits: self.limits, proxies, told };
         connection::accept(self.listener, way, &parts.stop, &parts.tasks, &ends).await;
         ends.drain(parts.grace).await;
         sessions.save().await;

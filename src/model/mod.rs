@@ -11,6 +11,7 @@ pub mod budget;
 pub mod event;
 pub mod id;
 pub mod map;
+pub mod network;
 pub mod output;
 pub mod owner;
 pub mod pace;

@@ -6,6 +6,7 @@ mod issuer;
 mod logs;
 mod oauth;
 mod principals;
+mod proxied;
 mod server;
 mod silent;
 mod tls;
