@@ -284,6 +284,7 @@ impl Leaf {
             lease: self.0.config.lattice.work.lease.get(),
             accept: self.0.accept.clone(),
             only: free.only.clone(),
+            over: None,
             look: true,
         };
         (!want.lanes.is_empty()).then_some((want, definitions))

@@ -302,6 +302,8 @@ pub struct Want {
     pub accept: Accept,
     /// Nothing but these items, if given.
     pub only: Option<Vec<WorkId>>,
+    /// Of what others hold and have not extended in time, nothing but these, if given.
+    pub over: Option<Vec<Delivery>>,
     /// Whether to look for items that nobody has told this process of yet, when it knows of none.
     pub look: bool,
 }
@@ -310,6 +312,11 @@ impl Want {
     /// How many items of a lane may be taken in any minute, if that is bounded.
     pub fn pace(&self, lane: &str) -> Option<u32> {
         self.per_minute.iter().find(|(name, _)| name == lane).map(|(_, count)| *count)
+    }
+
+    /// Whether an item may be taken of which this delivery has lapsed.
+    pub fn takes_over(&self, id: WorkId, attempt: u32) -> bool {
+        self.over.as_ref().is_none_or(|over| over.iter().any(|delivery| delivery.id == id && delivery.attempt == attempt))
     }
 }
 
@@ -344,6 +351,17 @@ pub struct Take {
     pub taken: Vec<Taken>,
     /// When something of these lanes becomes free at the earliest: a delayed or held item, a paused lane, or the pace of one.
     pub next_at: Option<Timestamp>,
+    /// What was left because it is not among those that may be taken over.
+    pub lapsed: Vec<Lapsed>,
+}
+
+/// An item whose holder has not extended its hold in time: the delivery is good until somebody else takes the item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lapsed {
+    /// The holder's right to settle it.
+    pub delivery: Delivery,
+    /// Its lane.
+    pub lane: String,
 }
 
 /// How many items a lane holds.
@@ -389,7 +407,7 @@ pub trait Queue: Send + Sync {
     async fn release(&self, delivery: &Delivery, at: Timestamp, deadline: Option<Timestamp>, records: Vec<Record>) -> Result<bool>;
 
     /// Appends the records and makes a released item free at once. False when it is held or gone; the records stand all the same.
-    /// A new deadline, if given, is the item's in either case.
+    /// A new deadline, if given, is the item's in either case. One whose hold has lapsed is free as it is: its delivery stays good.
     async fn wake(&self, station: &StationId, id: WorkId, deadline: Option<Timestamp>, records: Vec<Record>) -> Result<bool>;
 
     /// Appends the records and removes the item unless it is held. False when it is held or gone; the records stand all the same.

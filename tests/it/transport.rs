@@ -97,6 +97,7 @@ pub(crate) fn want(lanes: &[(&str, u32)], room: u32) -> Want {
         lease: LEASE,
         accept: Accept::default(),
         only: None,
+        over: None,
         look: true,
     }
 }
@@ -192,6 +193,8 @@ macro_rules! contract {
                     a_released_item_waits_until_it_is_due
                     a_released_item_has_its_new_deadline
                     waking_frees_at_once
+                    waking_what_has_lapsed_leaves_its_delivery_good
+                    what_has_lapsed_is_taken_over_only_by_whoever_may
                     what_is_held_back_waits_until_somebody_wakes_it
                     waking_moves_the_deadline_of_what_is_held
                     waking_what_is_held_or_gone_only_records

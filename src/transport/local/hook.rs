@@ -15,7 +15,7 @@ use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
 use crate::model::turn::{self, Head};
-use crate::transport::{Delivery, Error, Item, Pushed, Record, Take, Taken, Waits, Want};
+use crate::transport::{Delivery, Error, Item, Lapsed, Pushed, Record, Take, Taken, Waits, Want};
 
 const READY: i64 = 0;
 const DELAYED: i64 = 1;
@@ -140,14 +140,19 @@ pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> S
         return Ok(Take::default());
     };
     let (mut lanes, mut next_at) = (Vec::with_capacity(want.lanes.len()), None);
+    let (mut over, mut lapsed) = (Vec::new(), Vec::new());
     for (name, room) in &want.lanes {
         let Some(lane) = batch.lane(hook, name)? else {
             continue;
         };
-        if promote(batch, hook, lane)? {
+        let due = promote(batch, hook, lane, want)?;
+        if due.any {
             // Others who serve this lane may have room for what is left.
             batch.raise(hook, station);
         }
+        over.extend(due.over);
+        let left = |(id, attempt)| Lapsed { delivery: Delivery { station: station.clone(), id, attempt }, lane: name.clone() };
+        lapsed.extend(due.lapsed.into_iter().map(left));
         let (wanted, free_at) = wanted(batch, lane, name, (*room).min(want.room), want.pace(name))?;
         next_at = [next_at, free_at].into_iter().flatten().min();
         lanes.push(wanted);
@@ -190,11 +195,19 @@ pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> S
             keep_pace(batch, lane.id, pace)?;
             next_at = next_at.into_iter().chain(pace.next_at(*per_minute, batch.now)).min();
         }
-        let first = first_due(batch, lane.id)?.map(Timestamp::from_millis);
-        // What is due by now and was not made ready is a hold that is spared.
-        next_at = next_at.into_iter().chain(first.map(|due| if due > batch.now { due } else { batch.spared })).min();
+        next_at = next_at.into_iter().chain(next_due(batch, lane.id)?.map(Timestamp::from_millis)).min();
     }
-    Ok(Take { taken, next_at })
+    if batch.spared > batch.now {
+        next_at = next_at.into_iter().chain([batch.spared]).min();
+    }
+    for Over { id, lane, due } in over {
+        // Others decide for themselves whether they take it over.
+        let mut update = batch.conn.prepare_cached("UPDATE item SET state = 2, due = ?2 WHERE id = ?1 AND state = 0")?;
+        if update.execute([id, due])? > 0 {
+            count(batch, hook, lane, Some(READY), Some(HELD));
+        }
+    }
+    Ok(Take { taken, next_at, lapsed })
 }
 
 /// What may be taken of a lane, and when its pause ends.
@@ -291,26 +304,54 @@ fn named(batch: &Batch<'_>, lane: i64, at: usize, only: &[WorkId], firsts: &mut 
     Ok(())
 }
 
-fn first_due(batch: &Batch<'_>, lane: i64) -> rusqlite::Result<Option<i64>> {
-    let mut query = batch.conn.prepare_cached("SELECT due FROM item WHERE lane = ?1 AND due IS NOT NULL ORDER BY due LIMIT 1")?;
-    query.query_row([lane], |row| row.get(0)).optional()
+fn next_due(batch: &Batch<'_>, lane: i64) -> rusqlite::Result<Option<i64>> {
+    let mut query = batch.conn.prepare_cached("SELECT due FROM item WHERE lane = ?1 AND due > ?2 ORDER BY due LIMIT 1")?;
+    query.query_row([lane, batch.now.as_millis()], |row| row.get(0)).optional()
 }
 
-/// Makes ready what is due in a lane.
-fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64) -> rusqlite::Result<bool> {
-    let now = batch.now.as_millis();
-    if first_due(batch, lane)?.is_none_or(|due| due > now) {
-        return Ok(false);
-    }
-    let mut query = batch.conn.prepare_cached("SELECT id, state FROM item WHERE lane = ?1 AND due <= ?2 AND (state <> 2 OR due <= ?3)")?;
-    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let due: Vec<(i64, i64)> = query.query_map([lane, now, lapsed(batch)], row)?.collect::<rusqlite::Result<_>>()?;
-    let any = !due.is_empty();
-    for (id, state) in due {
-        batch.conn.prepare_cached("UPDATE item SET state = 0, due = NULL WHERE id = ?1")?.execute([id])?;
+/// What was due in a lane.
+#[derive(Default)]
+struct Due {
+    /// Whether anything was made ready.
+    any: bool,
+    /// What was made ready for this taker only.
+    over: Vec<Over>,
+    /// The work and the attempt of what stays as it is.
+    lapsed: Vec<(WorkId, u32)>,
+}
+
+/// An item whose hold has lapsed at this moment.
+struct Over {
+    id: i64,
+    lane: i64,
+    due: i64,
+}
+
+/// Makes ready what is due in a lane; of what was held, what may be taken over.
+fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64, want: &Want) -> rusqlite::Result<Due> {
+    let mut query =
+        batch.conn.prepare_cached(
+        "SELECT id, state, due, work, attempt FROM item WHERE lane = ?1 AND due <= ?2 AND (state <> 2 OR due <= ?3) ORDER BY due",
+    )?;
+    let row = |row: &Row<'_>| {
+        let (work, held) = (WorkId::from_slice(row.get_ref(3)?.as_blob()?), row.get::<_, i64>(1)? == HELD);
+        Ok((Over { id: row.get(0)?, lane, due: row.get(2)? }, row.get::<_, i64>(1)?, work.filter(|_| held), row.get::<_, u32>(4)?))
+    };
+    let items = query.query_map([lane, batch.now.as_millis()], row)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut due = Due::default();
+    for (item, state, held, attempt) in items {
+        match held {
+            Some(work) if !want.takes_over(work, attempt) => {
+                due.lapsed.push((work, attempt));
+                continue;
+            }
+            Some(_) if want.over.is_some() => due.over.push(Over { id: item.id, lane, due: item.due }),
+            _ => due.any = true,
+        }
+        batch.conn.prepare_cached("UPDATE item SET state = 0, due = NULL WHERE id = ?1")?.execute([item.id])?;
         count(batch, hook, lane, Some(state), Some(READY));
     }
-    Ok(any)
+    Ok(due)
 }
 
 /// When what is held from now on runs out.
@@ -449,10 +490,14 @@ pub(super) fn wake(batch: &mut Batch<'_>, station: &StationId, id: WorkId, deadl
     let (Some(hook), Some(item)) = (hook, found) else {
         return Ok(false);
     };
-    if item.is_held(lapsed(batch)) {
+    if item.state == HELD {
         let mut update = batch.conn.prepare_cached("UPDATE item SET deadline = coalesce(?2, deadline) WHERE id = ?1")?;
         update.execute(params![item.id, deadline.map(Timestamp::as_millis)])?;
-        return Ok(false);
+        let is_held = item.is_held(lapsed(batch));
+        if !is_held {
+            batch.raise(hook, station);
+        }
+        return Ok(!is_held);
     }
     set_free(batch, station, hook, &item, READY, None, deadline)?;
     Ok(true)

@@ -118,6 +118,7 @@ impl Queue for Mesh {
                 }
                 take.taken.extend(more.taken);
                 take.next_at = [take.next_at, more.next_at].into_iter().flatten().min();
+                take.lapsed.extend(more.lapsed);
             }
             Err(Error::Unreachable(_) | Error::Unanswered(_)) => {}
             Err(error) if take.taken.is_empty() => return Err(error),

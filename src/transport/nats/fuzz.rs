@@ -47,10 +47,14 @@ fn take(hook: &mut Hook, last: u64, now: Timestamp) -> u64 {
     let per_minute = lanes.clone();
     let holder = InstanceId::new(uuid::Uuid::nil());
     let (ageing, lease) = (Duration::from_secs(10), Duration::from_secs(5));
-    let want = Want { holder, lanes, room: 1, per_minute, ageing, lease, accept: Accept::default(), only: None, look: true };
+    let want = Want { holder, lanes, room: 1, per_minute, ageing, lease, accept: Accept::default(), only: None, over: None, look: true };
     let room = hook.room(&want, now);
     let _ = (hook.next_free(&want, now), hook.expired(now, 10), hook.has_ready(&want));
-    let Some((_, seq)) = hook.next(&want, &room, now) else { return last };
+    let offered = hook.offer(&want, now);
+    let next = hook.next(&want, &room, now);
+    hook.withdraw(&offered);
+    assert!(hook.left(&want, now).is_empty(), "whoever takes over all leaves nothing");
+    let Some((_, seq)) = next else { return last };
     let op = Op::Take { seq, holder, until: now.after(lease), at: Some(now), paced: true };
     assert!(hook.fold(last + 1, &Hook::message(vec![op])).is_ok() || hook.newer.is_some());
     last + 1

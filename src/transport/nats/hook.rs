@@ -17,7 +17,7 @@ use crate::model::id::{StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
 use crate::model::turn::Lines;
-use crate::transport::{Delivery, LaneLoad, Waits, Want};
+use crate::transport::{Delivery, LaneLoad, Lapsed, Waits, Want};
 
 /// How many bytes of bodies are kept at hand, in all and of one item.
 const BODIES_MAX: usize = 16 << 20;
@@ -84,6 +84,8 @@ pub(super) struct Hook {
     /// The names of lanes and orchestrators, each once.
     names: HashSet<Arc<str>>,
     timers: BTreeSet<(Timestamp, u64)>,
+    /// What is held although its hold has run out.
+    lapsed: BTreeSet<u64>,
     deadlines: BTreeSet<(Timestamp, u64)>,
     held: usize,
     held_back: usize,
@@ -112,6 +114,7 @@ impl Hook {
             paces: HashMap::new(),
             names: HashSet::new(),
             timers: BTreeSet::new(),
+            lapsed: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             held: 0,
             held_back: 0,
@@ -154,9 +157,46 @@ impl Hook {
         &self.station
     }
 
-    /// Whether a wanted lane has something that is free.
+    /// Whether a wanted lane has something that is free, or may be taken over.
     pub(super) fn has_ready(&self, want: &Want) -> bool {
         want.lanes.iter().any(|(lane, room)| *room > 0 && self.ready.contains_key(lane.as_str()))
+            || self.lapsed_in(want).any(|(_, slot)| want.takes_over(slot.label.id, slot.attempt))
+    }
+
+    /// What has lapsed in the wanted lanes.
+    fn lapsed_in<'a>(&'a self, want: &'a Want) -> impl Iterator<Item = (u64, &'a Slot)> {
+        let slots = self.lapsed.iter().filter_map(|seq| Some((*seq, self.slots.get(seq)?)));
+        slots.filter(|(_, slot)| want.lanes.iter().any(|(lane, room)| *room > 0 && **lane == *slot.label.lane))
+    }
+
+    /// Makes ready what this taker may take over, until that is withdrawn.
+    pub(super) fn offer(&mut self, want: &Want, now: Timestamp) -> Vec<u64> {
+        self.promote(now);
+        let over = self.lapsed_in(want).filter(|(_, slot)| want.takes_over(slot.label.id, slot.attempt));
+        let over: Vec<(u64, Label)> = over.map(|(seq, slot)| (seq, slot.label.clone())).collect();
+        over.iter().for_each(|(seq, label)| self.make_ready(label, *seq));
+        over.into_iter().map(|(seq, _)| seq).collect()
+    }
+
+    /// Takes an offer back where it was not taken up: others decide for themselves.
+    pub(super) fn withdraw(&mut self, offered: &[u64]) {
+        for seq in offered {
+            if self.lapsed.contains(seq)
+                && let Some(label) = self.slots.get(seq).map(|slot| slot.label.clone())
+            {
+                self.make_unready(&label, *seq);
+            }
+        }
+    }
+
+    /// What may not be taken over, though its hold has run out.
+    pub(super) fn left(&self, want: &Want, now: Timestamp) -> Vec<Lapsed> {
+        let left = self.lapsed_in(want).filter(|(_, slot)| !self.is_held(slot, now) && !want.takes_over(slot.label.id, slot.attempt));
+        left.map(|(_, slot)| Lapsed {
+            delivery: Delivery { station: self.station.clone(), id: slot.label.id, attempt: slot.attempt },
+            lane: slot.label.lane.to_string(),
+        })
+        .collect()
     }
 
     /// Puts an item that was pushed, with its body if that is at hand. False when its work has another item already, or it is gone.
@@ -203,6 +243,7 @@ impl Hook {
                 State::Held(_, until) => {
                     self.held -= 1;
                     self.timers.remove(&(until, seq));
+                    self.lapsed.remove(&seq);
                 }
             }
             self.make_unready(&slot.label, seq);
@@ -256,8 +297,13 @@ impl Hook {
         {
             self.timers.remove(&(due, seq));
             if let Some(slot) = self.slots.get(&seq) {
-                let label = slot.label.clone();
-                self.make_ready(&label, seq);
+                match slot.state {
+                    State::Held(..) => _ = self.lapsed.insert(seq),
+                    State::Free(_) => {
+                        let label = slot.label.clone();
+                        self.make_ready(&label, seq);
+                    }
+                }
                 any = true;
             }
         }
@@ -490,6 +536,11 @@ impl Hook {
         (slot.attempt == delivery.attempt && matches!(slot.state, State::Held(..))).then_some(seq)
     }
 
+    /// Whether an item is held although its hold has run out.
+    pub(super) fn is_lapsed(&self, seq: u64, now: Timestamp) -> bool {
+        self.slots.get(&seq).is_some_and(|slot| matches!(slot.state, State::Held(..)) && !self.is_held(slot, now))
+    }
+
     /// An item, and whether somebody holds it now.
     pub(super) fn find(&self, id: WorkId, now: Timestamp) -> Option<(u64, bool)> {
         let seq = *self.by_id.get(&id)?;
@@ -584,6 +635,7 @@ mod tests {
             lease: Duration::from_secs(5),
             accept: crate::transport::Accept::default(),
             only: None,
+            over: None,
             look: true,
         };
         let best_of = |count: u64| {

@@ -326,13 +326,13 @@ impl Queue for NatsQueue {
     }
 
     async fn take(&self, station: &StationId, want: &Want) -> Result<Take> {
-        let (grants, next_at) = self.ask(station, |reply| Ask::Take(want.clone(), reply)).await?;
+        let (grants, next_at, lapsed) = self.ask(station, |reply| Ask::Take(want.clone(), reply)).await?;
         let taken = self.taken(grants).await?;
         let records: Vec<Record> = taken.iter().filter_map(|taken| want.accept.record(taken)).collect();
         for record in records {
             self.0.log.append_soon(record, &self.0.tasks).await;
         }
-        Ok(Take { taken, next_at })
+        Ok(Take { taken, next_at, lapsed })
     }
 
     async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize) -> Result<Vec<Taken>> {

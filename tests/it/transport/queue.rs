@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use lattice_mcp::transport::{Error, LaneLoad, Pushed, Signal, Waits};
+use lattice_mcp::transport::{Delivery, Error, LaneLoad, Pushed, Signal, Waits};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -493,6 +493,60 @@ pub(crate) async fn waking_what_is_held_or_gone_only_records(fixture: &mut impl 
     assert!(!t.queue.wake(&at, id, None, vec![status(id, "gone")]).await.unwrap());
     assert!(!t.queue.wake(&station("nowhere"), id, None, vec![]).await.unwrap());
     assert_eq!(recorded(&t).await, ["held", "gone"]);
+}
+
+pub(crate) async fn waking_what_has_lapsed_leaves_its_delivery_good(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let id = pushed(fixture, &t, &at, "a", 0).await;
+    let delivery = take_one(&t, &at, "a").await.delivery;
+    fixture.pass(LEASE * 2).await;
+    let deadline = fixture.now().after(HOUR * 9);
+    assert!(second.queue.wake(&at, id, Some(deadline), vec![status(id, "answered")]).await.unwrap());
+    assert!(t.queue.extend(std::slice::from_ref(&delivery), LEASE, None).await.unwrap().is_empty());
+    assert!(take(&second, &at, &[("a", 1)], 1).await.is_empty());
+    fixture.pass(LEASE * 2).await;
+    assert!(second.queue.wake(&at, id, None, vec![]).await.unwrap());
+    let taken = take_one(&second, &at, "a").await;
+    assert_eq!((taken.delivery.attempt, taken.deadline), (2, deadline));
+    assert_eq!(recorded(&t).await, ["answered"]);
+}
+
+pub(crate) async fn what_has_lapsed_is_taken_over_only_by_whoever_may(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        pushed(fixture, &t, &at, "a", 0).await;
+        held.push(take_one(&t, &at, "a").await.delivery);
+    }
+    let over = |over: &[Delivery], room: u32| Want { over: Some(over.to_vec()), ..want(&[("a", room), ("b", 9)], 9) };
+    assert!(second.queue.take(&at, &over(&[], 9)).await.unwrap().lapsed.is_empty(), "they are held");
+    fixture.pass(LEASE).await;
+    let ready = pushed(fixture, &t, &at, "a", -9).await;
+    let left = second.queue.take(&at, &over(&[], 1)).await.unwrap();
+    assert_eq!(ids(&left.taken), [ready], "what may not be taken over is in nobody's way");
+    let lapsed = |left: &Take| left.lapsed.iter().map(|lapsed| (lapsed.lane.clone(), lapsed.delivery.clone())).collect::<Vec<_>>();
+    let mut named: Vec<_> = held.iter().map(|delivery| ("a".to_owned(), delivery.clone())).collect();
+    named.sort_by_key(|(_, delivery)| delivery.id);
+    let mut found = lapsed(&left);
+    found.sort_by_key(|(_, delivery)| delivery.id);
+    assert_eq!(found, named);
+    // Nobody is told to come again at once for what he leaves.
+    assert!(left.next_at.is_none_or(|at| at > fixture.now()), "{:?}", left.next_at);
+
+    // Of two that it may take over there is room for one: the other one stays as it is, also for others.
+    let one = second.queue.take(&at, &over(&held[..2], 1)).await.unwrap();
+    assert_eq!(ids(&one.taken), [held[0].id]);
+    let wrong = [Delivery { attempt: 2, ..held[1].clone() }];
+    let none = t.queue.take(&at, &over(&wrong, 9)).await.unwrap();
+    assert!(none.taken.is_empty() && none.lapsed.len() == 2, "{none:?}");
+    assert!(t.queue.extend(&held[1..], LEASE, None).await.unwrap().is_empty(), "whoever comes back in time has lost nothing");
+    assert_eq!(t.queue.extend(&held[..1], LEASE, None).await.unwrap(), held[..1]);
+    assert!(t.queue.take(&at, &over(&held, 9)).await.unwrap().taken.is_empty());
+    assert!(t.queue.settle(&held[1], vec![]).await.unwrap());
+    fixture.pass(LEASE).await;
+    let t = fixture.restart().await;
+    let rest = t.queue.take(&at, &over(&held, 9)).await.unwrap();
+    assert_eq!((ids(&rest.taken), rest.lapsed.len()), (vec![held[2].id], 2), "{rest:?}");
 }
 
 pub(crate) async fn what_is_held_back_waits_until_somebody_wakes_it(fixture: &mut impl Fixture) {

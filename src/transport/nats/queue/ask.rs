@@ -11,7 +11,7 @@ use super::super::stream::Stream;
 use super::keeper::Open;
 use crate::model::id::{InstanceId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Result, Waits, Want};
+use crate::transport::{Delivery, Error, Item, LaneLoad, Lapsed, Pushed, Result, Waits, Want};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -20,7 +20,7 @@ pub(super) enum Ask {
     Push(Box<Item>, u32, Reply<std::result::Result<Ready, Pushed>>),
     Pushed(u64, Label, Bytes),
     Abandoned(Waits),
-    Take(Want, Reply<(Vec<Grant>, Option<Timestamp>)>),
+    Take(Want, Reply<Grants>),
     Expired(InstanceId, Duration, usize, Reply<Vec<Grant>>),
     Extend(Vec<Delivery>, Duration, Option<Timestamp>, Reply<Vec<Delivery>>),
     Holds(Delivery, Reply<bool>),
@@ -32,6 +32,9 @@ pub(super) enum Ask {
     Pause(String, Timestamp, Reply<()>),
     Load(Reply<Vec<LaneLoad>>),
 }
+
+/// What a taker gets, when there may be more, and what it may not take over.
+pub(super) type Grants = (Vec<Grant>, Option<Timestamp>, Vec<Lapsed>);
 
 /// There is room for the item: the caller publishes it to this stream.
 pub(super) struct Ready(pub(super) Arc<Stream>, pub(super) Box<Item>);
@@ -63,8 +66,8 @@ impl Ask {
             }
             (Self::Push(_, _, reply), Answer::Elsewhere) => _ = reply.send(Ok(Err(Pushed::Elsewhere))),
             (Self::Push(_, _, reply), _) => _ = reply.send(Ok(Err(Pushed::Known))),
-            (Self::Take(_, reply), Answer::Grants(grants, next_at)) => _ = reply.send(Ok((grants, next_at))),
-            (Self::Expired(.., reply), Answer::Grants(grants, _)) => _ = reply.send(Ok(grants)),
+            (Self::Take(_, reply), Answer::Grants(grants)) => _ = reply.send(Ok(grants)),
+            (Self::Expired(.., reply), Answer::Grants((grants, ..))) => _ = reply.send(Ok(grants)),
             (Self::Extend(.., reply), Answer::Lost(lost)) => _ = reply.send(Ok(lost)),
             (
                 Self::Holds(_, reply)
@@ -118,7 +121,7 @@ pub(super) enum Answer {
     Full,
     Ready,
     Nothing,
-    Grants(Vec<Grant>, Option<Timestamp>),
+    Grants(Grants),
     Lost(Vec<Delivery>),
     Is(bool),
     Load(Vec<LaneLoad>),
@@ -165,6 +168,7 @@ impl Draft {
             Ask::Take(want, _) => {
                 let mut grants = Vec::new();
                 let mut room = hook.room(want, now);
+                let offered = hook.offer(want, now);
                 while grants.len() < want.room as usize
                     && let Some((lane, seq)) = hook.next(want, &room, now)
                 {
@@ -173,7 +177,8 @@ impl Draft {
                     self.add(hook, Op::Take { seq, holder: want.holder, until: until(now, want.lease), at: Some(now), paced });
                     grants.extend(hook.grant(seq));
                 }
-                Answer::Grants(grants, hook.next_free(want, now))
+                hook.withdraw(&offered);
+                Answer::Grants((grants, hook.next_free(want, now), hook.left(want, now)))
             }
             Ask::Expired(holder, lease, limit, _) => {
                 let mut grants = Vec::new();
@@ -181,7 +186,7 @@ impl Draft {
                     self.add(hook, Op::Take { seq, holder: *holder, until: until(now, *lease), at: None, paced: false });
                     grants.extend(hook.grant(seq));
                 }
-                Answer::Grants(grants, None)
+                Answer::Grants((grants, None, Vec::new()))
             }
             Ask::Extend(held, lease, deadline, _) => {
                 let mut lost = Vec::new();
@@ -212,6 +217,12 @@ impl Draft {
                 Some((seq, true)) => {
                     deadline.iter().for_each(|deadline| self.add(hook, Op::Move { seq, deadline: *deadline }));
                     Answer::Is(false)
+                }
+                // It waits for nobody as it is, and whoever held it may still come back.
+                Some((seq, false)) if hook.is_lapsed(seq, now) => {
+                    deadline.iter().for_each(|deadline| self.add(hook, Op::Move { seq, deadline: *deadline }));
+                    self.raise = true;
+                    Answer::Is(true)
                 }
                 Some((seq, false)) => {
                     if !hook.is_free(seq, *deadline) {
