@@ -1,11 +1,12 @@
 //! Takes work from this station's hook, runs it, and reports.
 //!
 //! Each attempt is a held item: while its process lives, the hold is extended; when it dies, the hold runs out and somebody
-//! else takes the work as a later attempt. What this module holds in memory may be lost at any moment.
+//! else takes the work as a later attempt, if there may be one. What this module holds in memory may be lost at any moment.
 
 mod attempt;
 mod claim;
 mod expire;
+mod lapsed;
 mod lend;
 mod outbox;
 mod policy;
@@ -26,6 +27,7 @@ use self::attempt::Word;
 use crate::config::Config;
 use crate::model::agent::Definition;
 use crate::model::id::{RunId, WorkId};
+use crate::model::retry::Policy;
 use crate::model::time::Timestamp;
 use crate::orders::Orders;
 use crate::registry::{Lane, Registry};
@@ -68,6 +70,8 @@ struct Inner {
     /// When it was looked last whether an attempt can lend its place.
     /// From when on it may be looked again whether attempts can lend their places.
     lend_at: Mutex<Instant>,
+    /// What was found of works whose holders give no sign of life.
+    found: Mutex<HashMap<Delivery, lapsed::Found>>,
     /// Takes nothing but these works, if set.
     only: Mutex<Option<Vec<WorkId>>>,
 }
@@ -117,6 +121,7 @@ impl Leaf {
             taking: tokio::sync::Mutex::default(),
             held_ms: AtomicI64::new(now().as_millis()),
             lend_at: Mutex::new(Instant::now()),
+            found: Mutex::default(),
             only: Mutex::default(),
         }))
     }
@@ -232,6 +237,9 @@ impl Leaf {
         for lanes in self.0.registry.served() {
             let Some((mut want, definitions)) = self.want(lanes, &free) else { continue };
             want.look = look;
+            if let Err(failure) = self.0.runners.attest().await {
+                tracing::debug!(reason = failure.message, "others cannot see whether this process lives");
+            }
             // After a sleep, ours or the machine's, what runs here is held again before anybody could take it for dead.
             if now().since(self.0.held_at()) > want.lease / 2 {
                 match self.hold().await {
@@ -250,6 +258,7 @@ impl Leaf {
                     None => tracing::error!(lane = taken.lane, "took work of a lane that was not wanted"),
                 }
             }
+            some |= self.look_at(take.lapsed, &want, &definitions).await;
         }
         Ok((some, next_at))
     }
@@ -284,7 +293,7 @@ impl Leaf {
             lease: self.0.config.lattice.work.lease.get(),
             accept: self.0.accept.clone(),
             only: free.only.clone(),
-            over: None,
+            over: Some(self.over()),
             look: true,
         };
         (!want.lanes.is_empty()).then_some((want, definitions))
@@ -351,13 +360,19 @@ impl Leaf {
         }
     }
 
-    /// Extends what is held; a later attempt elsewhere makes ours stop.
+    /// Extends what is held; a later attempt elsewhere makes ours stop, and the end of the work too.
     async fn hold(&self) -> Result<()> {
         let held: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
         let at = now();
         if !held.is_empty() {
             let lost = self.0.transport.queue.extend(&held, self.0.config.lattice.work.lease.get(), None).await?;
-            lost.iter().for_each(|delivery| self.tell(delivery, Word::Lost));
+            for delivery in &lost {
+                match self.0.works.get(delivery.id).await {
+                    Ok(Some(work)) if policy::goes_on(&work, delivery.attempt) => self.tell(delivery, Word::Stands(work)),
+                    Ok(_) => self.tell(delivery, Word::Lost),
+                    Err(error) => tracing::warn!(work_id = %delivery.id, %error, "a hold is lost, and it is not known to whom"),
+                }
+            }
         }
         self.0.held_ms.store(at.as_millis(), Ordering::Relaxed);
         Ok(())
@@ -395,6 +410,12 @@ impl Leaf {
 impl Inner {
     fn held_at(&self) -> Timestamp {
         Timestamp::from_millis(self.held_ms.load(Ordering::Relaxed))
+    }
+
+    /// What holds for the attempts of an agent's works: the agent's own word, where it has one.
+    fn policy(&self, definition: &Definition) -> Policy {
+        let manifest = &definition.manifest;
+        self.config.lattice.retry.policy().with(&manifest.retry, &manifest.limits)
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkId, Running>> {

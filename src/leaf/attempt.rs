@@ -35,6 +35,8 @@ const ORDER_WAIT: Duration = Duration::from_millis(250);
 const ORDER_PAUSE: Duration = Duration::from_millis(1);
 /// An agent that is out of quota pauses this long at least.
 const QUOTA_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Work of which nobody knows what came of its last attempt comes back so late.
+const LEFT_PAUSE: Duration = Duration::from_secs(30);
 /// Work that found no room at its station comes back so late.
 const ROOM_PAUSE_MIN: Duration = Duration::from_secs(1);
 const ROOM_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -150,6 +152,10 @@ impl Attempt<'_> {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
             Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
+            Verdict::Unknown(process, failure) if self.leaf.runners.is_gone(process).await => {
+                self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await
+            }
+            Verdict::Unknown(..) => self.leave().await,
             Verdict::Run => match self.ready().await? {
                 Ready::Yes(order) => match self.hindrance(&work).await? {
                     Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
@@ -231,10 +237,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// What holds for this work's attempts: the agent's own word, where it has one.
     fn policy(&self) -> Policy {
-        let manifest = &self.definition.manifest;
-        self.leaf.config.lattice.retry.policy().with(&manifest.retry, &manifest.limits)
+        self.leaf.policy(&self.definition)
     }
 
     async fn execute(&self, work: &Work, assignment: Arc<Assignment>, following: Following, inbox: mpsc::Receiver<Word>) -> Result<()> {
@@ -370,6 +374,13 @@ impl Attempt<'_> {
         }
     }
 
+    /// Lets go of work that should not have been taken: something was said of it since it was looked at, or an older program freed it.
+    async fn leave(&self) -> Result<()> {
+        let failure = Failure::new(FailureKind::HandedBack, "what came of its last attempt is unknown: that process may only be asleep");
+        let next_at = now().after(LEFT_PAUSE);
+        self.release(next_at, None, Kind::Retrying { failure, next_at }).await.map(|_| ())
+    }
+
     /// Settles the work; while the store refuses (a full disk), it tries again for as long as the attempt is held.
     async fn settle(&self, records: Vec<Record>) -> Result<()> {
         let held = self.retrying(|| self.leaf.transport.queue.settle(self.delivery, records.clone())).await?;
@@ -392,7 +403,12 @@ impl Attempt<'_> {
 
     async fn release(&self, at: Timestamp, deadline: Option<Timestamp>, kind: Kind) -> Result<bool> {
         let records = vec![self.record(kind)];
-        self.retrying(|| self.leaf.transport.queue.release(self.delivery, at, deadline, records.clone())).await
+        let held = self.retrying(|| self.leaf.transport.queue.release(self.delivery, at, deadline, records.clone())).await?;
+        if !held {
+            // Whoever has the item now must not wait for this attempt any more.
+            self.append(records).await?;
+        }
+        Ok(held)
     }
 
     pub(super) async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {

@@ -1,5 +1,7 @@
 //! Works whose time is up while nobody holds them.
 
+use std::time::Duration;
+
 use super::Inner;
 use super::attempt::{event, refuse};
 use crate::model::event::{Failure, FailureKind, Kind};
@@ -31,8 +33,12 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
                 if let Some(work) = &work
                     && let Some(deadline) = still_time(&assignment, work, now())
                 {
-                    // Its first attempt began in time; whoever began it died before it could say how long there is.
-                    leaf.transport.queue.release(&taken.delivery, now(), Some(deadline), Vec::new()).await?;
+                    // Its first attempt began in time; whoever began it died, or fell asleep, before it could say how long there is.
+                    let queue = &leaf.transport.queue;
+                    match work.running() {
+                        Some(_) => _ = queue.extend(std::slice::from_ref(&taken.delivery), Duration::ZERO, Some(deadline)).await?,
+                        None => _ = queue.release(&taken.delivery, now(), Some(deadline), Vec::new()).await?,
+                    }
                     return Ok(());
                 }
                 let failure = match &work {

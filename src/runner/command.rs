@@ -49,6 +49,7 @@ use super::{Answer, Context, Ended, Line, Order, Runner, kind_of};
 use crate::model::agent;
 use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
+use crate::model::id::InstanceId;
 
 /// EX_TEMPFAIL of sysexits.h.
 const TRY_AGAIN: i32 = 75;
@@ -79,6 +80,18 @@ impl Shop {
         if let Err(failure) = dropped {
             tracing::warn!(reason = failure.message, "old logs could not be removed");
         }
+    }
+
+    /// Holds this process's lock, if it is not held yet.
+    pub(in crate::runner) async fn attest(&self) -> Result<(), Failure> {
+        self.base().await.map(|_| ())
+    }
+
+    /// Whether a process that held its lock in this data folder is dead.
+    pub(in crate::runner) async fn is_gone(&self, process: InstanceId) -> bool {
+        let data_dir = self.context.data_dir.clone();
+        let looked = tokio::task::spawn_blocking(move || folder::is_gone(&data_dir, &process.to_string()));
+        process != self.context.instance && looked.await.unwrap_or(false)
     }
 
     async fn base(&self) -> Result<Arc<Base>, Failure> {

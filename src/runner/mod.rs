@@ -174,6 +174,20 @@ impl Runners {
         self.shop.sweep_orphans().await
     }
 
+    /// Lets whoever shares this data folder see that this process lives, from now on until it ends however that may be.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used.
+    pub async fn attest(&self) -> Result<(), Failure> {
+        self.shop.attest().await
+    }
+
+    /// Whether a process that ran work with this data folder is dead for certain. One that sleeps is not, and of one that never said
+    /// here that it lived nobody knows.
+    pub async fn is_gone(&self, process: InstanceId) -> bool {
+        self.shop.is_gone(process).await
+    }
+
     /// Removes logs of runs that are older than this, now and then, until cancelled.
     pub async fn keep_logs(&self, max_age: Duration, cancel: CancellationToken) {
         const EVERY: Duration = Duration::from_secs(600);

@@ -1,7 +1,8 @@
 //! Files of running works, and the mark of the process that looks after them.
 //!
 //! A station's process holds a lock on `running/<instance>.lock` for as long as it lives, whatever ends it. Who finds that lock free
-//! knows that the runs of that instance have nobody any more.
+//! knows that the runs of that instance have nobody any more. So the file stays after its process, for whoever comes to ask; where
+//! there is none, nothing is known.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -14,6 +15,8 @@ use rustix::process::{Pid, test_kill_process};
 
 /// A folder without its owner's name is still being made, unless it is older than this.
 const MADE_WITHIN: Duration = Duration::from_secs(60);
+/// How many locks are kept; of what ran under older ones nobody asks any more.
+const LOCKS_MAX: usize = 256;
 const OWNER: &str = "supervisor";
 
 /// The folders of a station's data.
@@ -23,7 +26,6 @@ pub(super) struct Base {
     pub(super) running: PathBuf,
     /// Where logs are kept.
     pub(super) logs: PathBuf,
-    lock: PathBuf,
     _held: File,
 }
 
@@ -36,16 +38,8 @@ impl Base {
         }
         // Names in the environment of programs must be the same for every process of this data folder.
         let running = fs::canonicalize(running)?;
-        let lock = lock_path(&running, instance);
-        let held = hold(&lock)?;
-        Ok(Self { running, logs, lock, _held: held })
-    }
-}
-
-impl Drop for Base {
-    fn drop(&mut self) {
-        // Nothing of ours runs any more; the file is only litter.
-        let _ = fs::remove_file(&self.lock);
+        let held = hold(&lock_path(&running, instance))?;
+        Ok(Self { running, logs, _held: held })
     }
 }
 
@@ -76,18 +70,28 @@ fn hold(path: &Path) -> io::Result<File> {
         let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(|error| named(path, &error))?;
         file.lock().map_err(|error| named(path, &error))?;
         // Somebody who sweeps may have removed it before we held it.
-        let same = fs::metadata(path).is_ok_and(|found| file.metadata().is_ok_and(|ours| ours.ino() == found.ino()));
-        if same {
+        if stands_at(&file, path) {
             return Ok(file);
         }
     }
+}
+
+fn stands_at(file: &File, path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| file.metadata().is_ok_and(|ours| ours.ino() == found.ino()))
+}
+
+/// Whether the process of this instance is dead for certain: it had a lock in this data folder, and holds it no more.
+pub(super) fn is_gone(data_dir: &Path, instance: &str) -> bool {
+    let lock = File::options().write(true).open(lock_path(&data_dir.join("running"), instance));
+    // Others who look at the same moment keep nobody from seeing that.
+    lock.is_ok_and(|file| file.try_lock_shared().is_ok())
 }
 
 /// Whether the process that looked after these runs is no more; it is written as `<pid>:<instance>`.
 pub(super) fn is_dead(running: &Path, supervisor: &str) -> bool {
     let Some((pid, instance)) = supervisor.trim().split_once(':') else { return false };
     match File::options().write(true).open(lock_path(running, instance)) {
-        Ok(file) => file.try_lock().is_ok(),
+        Ok(file) => file.try_lock_shared().is_ok(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // Ours, and no lock: a number that was given to another process before us.
             let is_ours = pid.parse() == Ok(std::process::id());
@@ -100,7 +104,7 @@ pub(super) fn is_dead(running: &Path, supervisor: &str) -> bool {
 
 /// Removes what dead instances left behind; gives the folders that were removed.
 pub(super) fn sweep(running: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
+    let (mut removed, mut locks) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(running)? {
         let path = entry?.path();
         if path.is_dir() && is_stale(running, &path) {
@@ -109,9 +113,12 @@ pub(super) fn sweep(running: &Path) -> io::Result<Vec<PathBuf>> {
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a stale folder cannot be removed"),
             }
         } else if path.extension().is_some_and(|extension| extension == "lock") {
-            remove_free(&path);
+            let made = fs::metadata(&path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            locks.push((made, path));
         }
     }
+    locks.sort_unstable_by(|a, b| b.cmp(a));
+    locks.iter().skip(LOCKS_MAX).for_each(|(_, path)| remove_free(path));
     Ok(removed)
 }
 
@@ -128,6 +135,7 @@ fn is_stale(running: &Path, folder: &Path) -> bool {
 fn remove_free(path: &Path) {
     if let Ok(file) = File::options().write(true).open(path)
         && file.try_lock().is_ok()
+        && stands_at(&file, path)
     {
         let _ = fs::remove_file(path);
     }
@@ -169,5 +177,43 @@ impl Drop for Folder {
         if let Err(error) = fs::remove_dir_all(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a run's folder cannot be removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_gone_only_if_it_was_here_and_holds_nothing_any_more() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(!is_gone(data.path(), "of-another-machine"));
+        let base = Base::open(data.path(), "one").unwrap();
+        let look = || is_gone(data.path(), "one");
+        assert!(!look());
+        sweep(&base.running).unwrap();
+        assert!(!look(), "whoever sweeps says nothing of the living");
+        drop(base);
+        assert!(look() && look(), "looking takes nothing away");
+        let other = Base::open(data.path(), "two").unwrap();
+        sweep(&other.running).unwrap();
+        assert!(look(), "it is known also after others have begun");
+    }
+
+    #[test]
+    fn locks_of_the_dead_are_not_kept_for_ever() {
+        let data = tempfile::tempdir().unwrap();
+        let oldest = Base::open(data.path(), "oldest").unwrap();
+        let set = |name: &str, age: u64| {
+            let file = File::options().create(true).truncate(false).write(true).open(lock_path(&oldest.running, name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        };
+        set("oldest", 9_000);
+        (0..LOCKS_MAX + 20).for_each(|n| set(&format!("dead-{n}"), 10 + n as u64));
+        sweep(&oldest.running).unwrap();
+        let locks: Vec<_> = fs::read_dir(&oldest.running).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(locks.len(), LOCKS_MAX + 1);
+        assert!(locks.contains(&"oldest.lock".to_owned()) && locks.contains(&"dead-0.lock".to_owned()));
+        assert!(!locks.contains(&format!("dead-{LOCKS_MAX}.lock")));
     }
 }

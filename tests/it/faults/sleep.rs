@@ -1,6 +1,9 @@
 //! A leaf that sleeps past its lease and wakes up again.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::fleet::{Fleet, Leaf, Ran, look, until_online};
 use super::witness::{Ledger, examine, stories};
@@ -104,4 +107,76 @@ async fn what_a_sleeper_delivers_before_anybody_else_settles_the_work() {
     assert_eq!(scene.desk.settled(&next).await["status"], "COMPLETE");
     examine(&scene.fleet, &ledger).await.assert_none();
     scene.fleet.assert_calm();
+}
+
+/// Waits until holds of two seconds have run out, and a leaf that lives has looked for work since.
+async fn until_lapsed(desk: &Client, ids: &[&String]) {
+    for id in ids {
+        eventually("it is not known what became of it", async || (look(desk, id).await["detail"] == "outcome unknown").then_some(())).await;
+    }
+    // Nothing can be awaited of a process that says nothing any more.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let marker = desk.assign("quick", "x").await;
+    assert_eq!(desk.settled(&marker).await["status"], "COMPLETE");
+}
+
+/// A leaf that runs the last attempt of some works, and a replica of it that lives elsewhere.
+async fn last_attempts(fleet: &mut Fleet, timeouts: &[&str]) -> (Leaf, Leaf, Client, Vec<String>) {
+    for (name, value) in [("WORK_LEASE", "2s"), ("PRESENCE_HEARTBEAT", "300ms"), ("PRESENCE_TTL", "1500ms")] {
+        fleet.set(&format!("LATTICE_{name}"), value);
+    }
+    let front = "limits: { max_attempts: 1 }";
+    fleet.agent_with("fleet", "once", front, false, "wait_for once\nprintf 'attempt %s' $LATTICE_ATTEMPT");
+    fleet.agent("fleet", "quick", "printf %s \"$LATTICE_TASK\"");
+    let north = fleet.leaf("north", "fleet");
+    let desk = fleet.desk("desk").await;
+    until_online(&desk, &["once"]).await;
+    let mut ids = Vec::new();
+    for timeout in timeouts {
+        let order = json!({"agent_name": "once", "task": "x", "timeout": timeout});
+        let id = desk.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+        fleet.until_begun(&id, 1).await;
+        ids.push(id);
+    }
+    let south = fleet.leaf("south", "fleet");
+    (north, south, desk, ids)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_elsewhere_declares_nobody_dead_and_whoever_has_the_folder_does() {
+    let server = NatsServer::start();
+    let mut fleet = Fleet::new(&server.url());
+    let (mut north, _south, desk, ids) = last_attempts(&mut fleet, &["20s", "10m"]).await;
+    let [short, long] = &ids[..] else { unreachable!() };
+    north.kill();
+    until_lapsed(&desk, &[short, long]).await;
+    let timed_out = desk.settled(short).await;
+    assert_eq!((&timed_out["status"], &timed_out["error"]["kind"]), (&json!("FAILED"), &json!("total_timeout")), "{timed_out}");
+    assert!(timed_out["error"]["message"].as_str().unwrap().contains("what came of it is unknown"), "{timed_out}");
+    let open = look(&desk, long).await;
+    assert_eq!((&open["status"], &open["detail"], &open["attempt"]), (&json!("ACCEPTED"), &json!("outcome unknown"), &json!(1)), "{open}");
+    let _north = fleet.leaf("north", "fleet");
+    let failed = desk.settled(long).await;
+    assert_eq!(
+        (&failed["status"], &failed["error"]["kind"], &failed["dead_letter"]),
+        (&json!("FAILED"), &json!("crashed"), &json!(true)),
+        "{failed}"
+    );
+    assert!(fleet.begun(short).len() == 1 && fleet.begun(long).len() == 1);
+    fleet.assert_calm();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sleeper_delivers_of_its_last_attempt_is_the_works_result() {
+    let server = NatsServer::start();
+    let mut fleet = Fleet::new(&server.url());
+    let (north, _south, desk, ids) = last_attempts(&mut fleet, &["10m"]).await;
+    north.signal(Signal::STOP);
+    until_lapsed(&desk, &[&ids[0]]).await;
+    fleet.open("once");
+    north.signal(Signal::CONT);
+    let work = desk.settled(&ids[0]).await;
+    assert_eq!((&work["status"], &work["result"]), (&json!("COMPLETE"), &json!("attempt 1")), "{work}");
+    assert_eq!(fleet.begun(&ids[0]).len(), 1);
+    fleet.assert_calm();
 }
