@@ -329,8 +329,7 @@ struct Over {
 
 /// Makes ready what is due in a lane; of what was held, what may be taken over.
 fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64, want: &Want) -> rusqlite::Result<Due> {
-    let mut query =
-        batch.conn.prepare_cached(
+    let mut query = batch.conn.prepare_cached(
         "SELECT id, state, due, work, attempt FROM item WHERE lane = ?1 AND due <= ?2 AND (state <> 2 OR due <= ?3) ORDER BY due",
     )?;
     let row = |row: &Row<'_>| {

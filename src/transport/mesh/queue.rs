@@ -273,6 +273,7 @@ mod tests {
             lease,
             accept: Default::default(),
             only: None,
+            over: None,
             look: true,
         };
         let begin = async |count: usize| {
