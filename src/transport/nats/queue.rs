@@ -27,9 +27,7 @@ use super::stream::Stream;
 use super::stream_config;
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{
-    Delivery, Error, Filter, Item, LaneLoad, Log, Position, Pushed, Queue, Record, Result, Signal, Take, Taken, Waits, Want,
-};
+use crate::transport::{Delivery, Error, Filter, Item, LaneLoad, Log, Position, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
 
 /// The header that says what an item is.
 const ITEM: &str = "Lattice-Item";
@@ -64,21 +62,6 @@ struct Handle {
     raised: watch::Sender<u64>,
 }
 
-/// An item on its way to its stream, for which room is kept until it is there or given up.
-struct OnItsWay<'a> {
-    queue: &'a NatsQueue,
-    station: &'a StationId,
-    waits: Waits,
-}
-
-impl Drop for OnItsWay<'_> {
-    fn drop(&mut self) {
-        let (asks, waits) = (self.queue.handle(self.station).asks, self.waits);
-        // Whoever gives up cannot wait.
-        self.queue.0.tasks.spawn(async move { _ = asks.send(Ask::Abandoned(waits)).await });
-    }
-}
-
 /// Makes or checks a station's hook.
 pub(super) async fn hook_stream(link: &Arc<Link>, station: &StationId) -> Result<Arc<Stream>> {
     let wire = &link.wire;
@@ -108,6 +91,7 @@ impl NatsQueue {
             return handle.clone();
         }
         let (asks, waiting) = mpsc::channel(WAITING_MAX);
+        let own = asks.downgrade();
         let raised = hooks.get(station).map_or_else(|| watch::Sender::new(0), |handle| handle.raised.clone());
         let handle = Handle { asks, raised: raised.clone() };
         hooks.insert(station.clone(), handle.clone());
@@ -116,6 +100,7 @@ impl NatsQueue {
             queue: Arc::downgrade(&self.0),
             link: Arc::clone(&self.0.link),
             tasks: self.0.tasks.clone(),
+            asks: own,
             serves: *station == self.0.link.station,
             station: station.clone(),
             raised,
@@ -279,14 +264,13 @@ impl NatsQueue {
 #[async_trait]
 impl Queue for NatsQueue {
     async fn push(&self, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
-        let (turn, lane, held_back, waits) = (item.turn.clone(), item.lane.as_str().into(), item.held_back, Waits::of(&item));
+        let (turn, lane, held_back) = (item.turn.clone(), item.lane.as_str().into(), item.held_back);
         let label = Label { id: item.id, turn, deadline: item.deadline, lane, held_back };
-        let Ready(stream, item) = match self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? {
+        let Ready(stream, item, coming) = match self.ask(station, |reply| Ask::Push(Box::new(item), limit, reply)).await? {
             Ok(ready) => ready,
             Err(Pushed::Elsewhere) => return Ok(Pushed::Elsewhere),
             Err(_) => return self.known(label.id, announce).await,
         };
-        let coming = OnItsWay { queue: self, station, waits };
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", item.id.to_string().as_str());
         headers.insert(ITEM, label.to_header().as_str());
@@ -301,8 +285,7 @@ impl Queue for NatsQueue {
         match published {
             Ok(published) if published.duplicate => self.known(item.id, announce).await,
             Ok(published) => {
-                let _ = self.handle(station).asks.send(Ask::Pushed(published.seq, label, item.body)).await;
-                std::mem::forget(coming);
+                coming.arrived(published.seq, label, item.body).await;
                 match self.append(announce.iter().cloned().collect()).await {
                     Ok(()) => Ok(Pushed::New),
                     // The hook has it: whoever takes this for "nothing was done" would make a second one.

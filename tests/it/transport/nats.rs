@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use lattice_mcp::model::time::Timestamp;
 use lattice_mcp::transport::nats::{Nats, Options};
-use lattice_mcp::transport::{Filter, Pushed, Transport};
+use lattice_mcp::transport::{Error, Filter, Item, Pushed, Transport};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::Fixture;
+use crate::lifecycle::eventually;
 use crate::nats_server::NatsServer;
 
 /// A server, and handles on one lattice of it.
@@ -114,4 +115,49 @@ async fn what_a_dead_pusher_did_not_come_to_say_is_said_by_whoever_pushes_again(
         let entries = super::everything(&transport, Filter::Work(id)).await;
         assert_eq!(super::bodies(&entries), ["assigned"], "once, and not twice");
     }
+}
+
+/// The room that is kept for what is on its way to a hook is free again, however that ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_leaves_no_room_taken_however_it_ends() {
+    let mut server = Server::start().await;
+    let transport = server.transport();
+    let (station, now) = (super::station("there"), server.now());
+    let push = async |item: Item, limit: u32| transport.queue.push(&station, item, limit, None).await;
+    let new = || super::item(super::work(), "lane", 0, now);
+    let has_room = async |after: &str| {
+        // What was given up may have arrived all the same, and waits then.
+        eventually(&format!("there is room for one more after what {after}"), async || {
+            let waiting: u32 = transport.queue.load(&station).await.ok()?.iter().map(|lane| lane.waiting).sum();
+            match push(new(), waiting + 1).await {
+                Ok(Pushed::New) => Some(()),
+                Err(Error::Full { .. } | Error::Unreachable(_) | Error::Unanswered(_)) => None,
+                other => panic!("{other:?}"),
+            }
+        })
+        .await;
+    };
+    let first = new();
+    assert_eq!(push(first.clone(), 9).await.unwrap(), Pushed::New);
+    has_room("was accepted").await;
+    // The server knows it again, though the hook does not.
+    assert!(transport.queue.remove(&station, first.id, Vec::new()).await.unwrap());
+    assert_eq!(push(first, 9).await.unwrap(), Pushed::Known);
+    has_room("was a duplicate").await;
+    let too_large = Item { lane: "l".repeat(2 << 20), ..new() };
+    assert!(matches!(push(too_large, 9).await, Err(Error::Store(_))));
+    has_room("was refused").await;
+    // Before the answer has come, and at any moment after that.
+    let mut given_up = Box::pin(push(new(), 99));
+    assert!(futures_util::poll!(given_up.as_mut()).is_pending());
+    drop(given_up);
+    has_room("its caller gave up at once").await;
+    for micros in (0..2000).step_by(100) {
+        let _ = tokio::time::timeout(Duration::from_micros(micros), push(new(), 99)).await;
+    }
+    has_room("its caller gave up").await;
+    server.server.kill();
+    assert!(push(new(), 99).await.is_err());
+    server.server.revive();
+    has_room("could not be sent").await;
 }

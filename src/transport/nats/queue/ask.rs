@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
 use super::super::hook::{Grant, Hook, Label, Op, Undo, until};
 use super::super::stream::Stream;
@@ -37,7 +38,35 @@ pub(super) enum Ask {
 pub(super) type Grants = (Vec<Grant>, Option<Timestamp>, Vec<Lapsed>);
 
 /// There is room for the item: the caller publishes it to this stream.
-pub(super) struct Ready(pub(super) Arc<Stream>, pub(super) Box<Item>);
+pub(super) struct Ready(pub(super) Arc<Stream>, pub(super) Box<Item>, pub(super) OnItsWay);
+
+/// An item on its way to its stream, for which room is kept until it is there or given up, be it by somebody who has gone before the
+/// answer came.
+pub(super) struct OnItsWay {
+    asks: Option<mpsc::Sender<Ask>>,
+    tasks: TaskTracker,
+    waits: Waits,
+}
+
+impl OnItsWay {
+    /// Tells whoever keeps the room that the item is there.
+    pub(super) async fn arrived(mut self, seq: u64, label: Label, body: Bytes) {
+        if let Some(asks) = &self.asks {
+            let _ = asks.send(Ask::Pushed(seq, label, body)).await;
+        }
+        self.asks = None;
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        let Some(asks) = self.asks.take() else { return };
+        // Whoever gives up cannot wait.
+        if let Err(mpsc::error::TrySendError::Full(ask)) = asks.try_send(Ask::Abandoned(self.waits)) {
+            self.tasks.spawn(async move { _ = asks.send(ask).await });
+        }
+    }
+}
 
 impl Ask {
     /// Whether the answer would be wrong if something had not been heard of yet.
@@ -59,7 +88,10 @@ impl Ask {
     /// Whoever asked may have gone: an operation stands all the same.
     pub(super) fn answer(self, answer: Answer, open: &Open) {
         match (self, answer) {
-            (Self::Push(item, _, reply), Answer::Ready) => _ = reply.send(Ok(Ok(Ready(Arc::clone(&open.stream), item)))),
+            (Self::Push(item, _, reply), Answer::Ready) => {
+                let coming = OnItsWay { asks: open.asks.upgrade(), tasks: open.tasks.clone(), waits: Waits::of(&item) };
+                _ = reply.send(Ok(Ok(Ready(Arc::clone(&open.stream), item, coming))));
+            }
             (Self::Push(item, limit, reply), Answer::Full) => {
                 let waits = Waits::of(&item);
                 _ = reply.send(Err(Error::Full { station: open.hook.station().clone(), limit, waits }));

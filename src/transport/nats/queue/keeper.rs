@@ -50,6 +50,8 @@ pub(super) struct Keeper {
     pub(super) queue: Weak<Inner>,
     pub(super) link: Arc<Link>,
     pub(super) tasks: TaskTracker,
+    /// The way to itself, which does not keep it going.
+    pub(super) asks: mpsc::WeakSender<Ask>,
     pub(super) station: StationId,
     pub(super) serves: bool,
     pub(super) raised: watch::Sender<u64>,
@@ -63,6 +65,9 @@ pub(super) struct Open {
     pub(super) hook: Hook,
     /// Items that are on their way to the stream, so that a full hook stays full.
     pub(super) coming: Coming,
+    /// Where it is said that they are there or given up.
+    pub(super) asks: mpsc::WeakSender<Ask>,
+    pub(super) tasks: TaskTracker,
     /// Messages of items that are gone.
     dead: Vec<u64>,
     /// What has settled, and goes with the next operation, or by itself at a moment soon.
@@ -224,6 +229,8 @@ impl Keeper {
             tail,
             hook: Hook::new(station.clone(), self.serves),
             coming: Coming::default(),
+            asks: self.asks.clone(),
+            tasks: self.tasks.clone(),
             dead: Vec::new(),
             settled: Vec::new(),
             settled_due: None,
