@@ -68,7 +68,7 @@ impl Dispatcher {
             Err(Error::Transport(transport::Error::Full { .. } | transport::Error::Unreachable(_) | transport::Error::Denied(_)))
                 if let Some(revision) = revision =>
             {
-                self.forget(&key, &keyed, revision).await;
+                self.forget(&key, revision).await;
             }
             Err(_) => {}
         }

@@ -126,18 +126,8 @@ impl Dispatcher {
     }
 
     /// Frees a key whose order was refused before anything was done about it; not if somebody else has taken it over.
-    pub(super) async fn forget(&self, key: &Key, keyed: &Keyed, revision: u64) {
-        let forgotten = async {
-            let row = self.transport().table.get(Bucket::Keys, &key.row).await?;
-            let same = |kept: &Keyed| kept.work_id == keyed.work_id && !kept.done;
-            match row {
-                Some(row) if row.revision == revision && serde_json::from_slice(&row.value).is_ok_and(|kept| same(&kept)) => {
-                    self.transport().table.remove(Bucket::Keys, &key.row, Expect::Revision(revision)).await.map(|_| ())
-                }
-                _ => Ok(()),
-            }
-        };
-        if let Err(error) = forgotten.await {
+    pub(super) async fn forget(&self, key: &Key, revision: u64) {
+        if let Err(error) = self.transport().table.remove(Bucket::Keys, &key.row, Expect::Revision(revision)).await {
             tracing::debug!(%error, "the idempotency key of a refused order stays bound to it");
         }
     }

@@ -77,10 +77,19 @@ impl Dispatcher {
     async fn named_anew(&self, old: &Work) -> Result<(WorkId, RunId)> {
         let table = &self.0.transport.table;
         let key = digest(&json!(["redrive", old.work_id]));
+        let kept = self.config().lattice.storage.max_age.get();
         loop {
             if let Some(row) = table.get(Bucket::Keys, &key).await? {
                 let unreadable = |_| transport::Error::Store(format!("the row of redriven work {} cannot be read", old.work_id).into());
                 let keyed: Keyed = serde_json::from_slice(&row.value).map_err(unreadable)?;
+                // Whoever named it may be gone: then it is ours to give out.
+                if self.0.works.get(keyed.work_id).await?.is_none() {
+                    match table.put(Bucket::Keys, &key, row.value, Expect::Revision(row.revision), Some(kept)).await {
+                        Ok(_) => {}
+                        Err(transport::Error::Conflict { .. }) => continue,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
                 return Ok((keyed.work_id, keyed.run_id));
             }
             let parent = old.run_id.parent().unwrap_or_else(|| old.run_id.clone());
@@ -88,7 +97,6 @@ impl Dispatcher {
             let run_id = self.child_of(&parent, floor).await?;
             let keyed = Keyed { work_id: new_work_id(), run_id, order: "redriven".into(), done: false };
             let value = Bytes::from(serde_json::to_vec(&keyed).unwrap_or_default());
-            let kept = self.config().lattice.storage.max_age.get();
             match table.put(Bucket::Keys, &key, value, Expect::Absent, Some(kept)).await {
                 Ok(_) => return Ok((keyed.work_id, keyed.run_id)),
                 Err(transport::Error::Conflict { .. }) => {}

@@ -118,8 +118,18 @@ struct Noted {
     value: Bytes,
     ttl: Option<Duration>,
     revision: u64,
-    /// The server was away: its work lives here as well, or nowhere.
-    apart: bool,
+    /// The revision that was given to whoever bound or took over the key.
+    given: u64,
+    home: Home,
+}
+
+/// Where the work of a key that this process bound may live.
+#[derive(Clone, Copy)]
+enum Home {
+    /// The server was away: here or nowhere.
+    Here,
+    /// On the server, whose row has this revision, or nowhere.
+    There(u64),
 }
 
 /// What is known of the local hook.
@@ -261,8 +271,24 @@ impl Mesh {
         let row = self.local.table.get(Bucket::Keys, FORWARDED).await?;
         let mut after = row.and_then(|row| std::str::from_utf8(&row.value).ok()?.parse().ok()).unwrap_or(0);
         let mut follow = self.local.log.follow(Filter::AllWork, Position::of(after)).await?;
+        let mut reach = self.reach.clone();
+        let mut is_sealed = false;
         loop {
-            let entries = follow.next().await?;
+            if !matches!(*reach.borrow_and_update(), Reach::Away { .. }) {
+                if !is_sealed {
+                    self.unite_seal(&far).await?;
+                    is_sealed = true;
+                }
+                self.unite_keys(&far).await?;
+            }
+            let entries = tokio::select! {
+                entries = follow.next() => entries?,
+                // A row that names no work is written without a word on the log.
+                Ok(()) = reach.changed() => {
+                    is_sealed = false;
+                    continue;
+                }
+            };
             for some in entries.chunks(FORWARD_BATCH) {
                 for entry in some {
                     self.take_blobs_along(&far, &entry.body).await?;
@@ -460,11 +486,6 @@ impl Homes {
         }
         Ok(kept)
     }
-}
-
-enum Side {
-    Local,
-    Far,
 }
 
 /// The two sides as one, for tests; the server's can be changed.

@@ -479,6 +479,10 @@ impl Bucket {
     }
 }
 
+/// The row of `Keys` with the secret that seals what clients bring back. Everybody comes to have the server's; what others were used
+/// while that was away stand beside it, each under this name, a dot and a name of its own.
+pub const SEAL: &str = "mcp.seal";
+
 /// A row of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {

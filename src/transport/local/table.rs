@@ -46,6 +46,11 @@ impl Table for LocalTable {
         self.0.read(move |conn| list(conn, bucket, now)).await
     }
 
+    async fn list_of(&self, bucket: Bucket, head: &str) -> Result<Vec<Row>> {
+        let (head, now) = (head.to_owned(), self.0.now());
+        self.0.read(move |conn| list_of(conn, bucket, &head, now)).await
+    }
+
     async fn watch(&self, bucket: Bucket) -> Result<Box<dyn Watch>> {
         let news = self.0.hub.bucket(bucket).ok_or(Error::Closed)?;
         Ok(Box::new(Watcher { shared: Arc::clone(&self.0), bucket, news, revision: None, keys: HashSet::new() }))
@@ -83,6 +88,13 @@ fn get(conn: &Connection, bucket: Bucket, key: &str, now: Timestamp) -> rusqlite
 fn list(conn: &Connection, bucket: Bucket, now: Timestamp) -> rusqlite::Result<Vec<Row>> {
     let sql = "SELECT key, value, revision FROM cell WHERE bucket = ?1 AND (expires IS NULL OR expires > ?2) ORDER BY key";
     conn.prepare_cached(sql)?.query_map(params![bucket.name(), now.as_millis()], row)?.collect()
+}
+
+fn list_of(conn: &Connection, bucket: Bucket, head: &str, now: Timestamp) -> rusqlite::Result<Vec<Row>> {
+    // The slash comes right after the dot.
+    let sql = "SELECT key, value, revision FROM cell
+        WHERE bucket = ?1 AND key > ?2 || '.' AND key < ?2 || '/' AND (expires IS NULL OR expires > ?3) ORDER BY key";
+    conn.prepare_cached(sql)?.query_map(params![bucket.name(), head, now.as_millis()], row)?.collect()
 }
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::Mesh;
+use super::{Home, Mesh};
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
@@ -59,9 +59,10 @@ impl Queue for Mesh {
             return home.queue.push(station, item, limit, announce).await;
         }
         let noted = self.noted().get(&id).cloned();
+        let home = noted.as_ref().map(|noted| noted.home);
         let away = match self.far() {
             // Others may have used its key on the server meanwhile.
-            _ if noted.as_ref().is_some_and(|noted| noted.apart) => Error::Unreachable("the NATS server was away when this began".into()),
+            _ if matches!(home, Some(Home::Here)) => Error::Unreachable("the NATS server was away when this began".into()),
             Ok(far) => {
                 // Whoever hears of it before this returns need not look for it here.
                 self.homes.known().entry(id).or_insert(false);
@@ -75,7 +76,8 @@ impl Queue for Mesh {
             }
             Err(away) => away,
         };
-        if *station != self.station {
+        // By a key that the server has, others may push it there.
+        if *station != self.station || matches!(home, Some(Home::There(_))) {
             return Err(away);
         }
         if let Some(noted) = noted {
