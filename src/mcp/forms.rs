@@ -4,6 +4,8 @@
 //! again with what the person said and with a sealed state that it can neither read into another request nor change. A form that is
 //! closed, declined or filled in with nothing is no answer, and nothing else that a client sends is taken for one.
 
+use std::sync::{MutexGuard, PoisonError};
+
 use bytes::Bytes;
 use rmcp::ErrorData;
 use rmcp::model::{
@@ -25,7 +27,7 @@ use crate::model::event::{Ask, Needs};
 use crate::model::id::WorkId;
 use crate::model::work::Work;
 use crate::telemetry::new_secret;
-use crate::transport::{self, Bucket, Expect};
+use crate::transport::{self, Bucket, Expect, Reach, SEAL};
 
 /// How much of an agent's question a form shows.
 const QUESTION_MAX: usize = 4000;
@@ -33,8 +35,8 @@ const QUESTION_MAX: usize = 4000;
 const CONTEXT_MAX: usize = 4000;
 /// How many choices a form offers; with more it takes any text.
 const CHOICES_MAX: usize = 50;
-/// The row whose secret seals what clients bring back.
-const SEAL_KEY: &str = "mcp.seal";
+/// How many secrets that sealed something are remembered.
+const SECRETS_MAX: usize = 8;
 /// How many questions one wait remembers that a person did not answer.
 const DECLINED_MAX: usize = 64;
 
@@ -127,13 +129,16 @@ impl Server {
                 Err(refuse("inputResponses came without the requestState of the form that they answer: call again without either"))
             };
         };
-        let codec = self.codec().await.map_err(|error| Response::Problem(error.into()))?;
-        let opened = codec.open_json_with::<State>(&sealed, &self.binding(call)).map_err(|error| {
-            tracing::warn!(%error, "a client brought back a request state that is not ours");
-            let text =
-                format!("requestState is not what this server gave for this very request and caller ({error}); call again without it");
-            refuse(&text)
-        })?;
+        let opened = match self.open_sealed(&sealed, &self.binding(call)).await {
+            Ok(opened) => opened,
+            Err(Unopened::Unread(error)) => return Err(Response::Problem(error.into())),
+            Err(Unopened::Refused(error)) => {
+                tracing::warn!(%error, "a client brought back a request state that is not ours");
+                let text =
+                    format!("requestState is not what this server gave for this very request and caller ({error}); call again without it");
+                return Err(refuse(&text));
+            }
+        };
         let State { asked, mut declined } = opened;
         let Some(response) = responses.get(&asked.key()) else {
             return Err(refuse(&format!("inputResponses lacks {:?}, which the form was for", asked.key())));
@@ -156,7 +161,7 @@ impl Server {
         let binding = self.binding(call);
         let ttl = self.dispatcher().config().lattice.work.answer_timeout.get();
         let options = SealOptions::new().associated_data(&binding).ttl(ttl);
-        let sealed = self.codec().await?.seal_json_with(&state, &options);
+        let sealed = codec(&self.secret().await?)?.seal_json_with(&state, &options);
         let sealed = sealed.map_err(|error| Problem::new(format_args!("the form could not be made: {error}"), ""))?;
         let requests = InputRequests::from([(asked.key(), InputRequest::Elicitation(ElicitRequest::new(form(work, ask)?)))]);
         Ok(Response::Form(InputRequiredResult::new(Some(requests), Some(sealed))))
@@ -219,23 +224,55 @@ impl Server {
         }
     }
 
-    /// Seals what a client brings back, under a secret that all processes of the lattice share.
-    async fn codec(&self) -> Result<&RequestStateCodec, transport::Error> {
-        self.connection().shared.codec.get_or_try_init(|| self.open_codec()).await
-    }
-
-    async fn open_codec(&self) -> Result<RequestStateCodec, transport::Error> {
+    /// The secret that seals what a client brings back: the one that all processes of the lattice share.
+    async fn secret(&self) -> Result<Bytes, transport::Error> {
+        // As long as the server is away, it stays what it was.
+        if self.dispatcher().away().is_some()
+            && let Some(last) = self.secrets().last()
+        {
+            return Ok(last.clone());
+        }
         let table = &self.dispatcher().transport().table;
         let secret = loop {
-            if let Some(row) = table.get(Bucket::Keys, SEAL_KEY).await? {
+            if let Some(row) = table.get(Bucket::Keys, SEAL).await? {
                 break row.value;
             }
-            match table.put(Bucket::Keys, SEAL_KEY, Bytes::from(new_secret()), Expect::Absent, None).await {
+            match table.put(Bucket::Keys, SEAL, Bytes::from(new_secret()), Expect::Absent, None).await {
                 Ok(_) | Err(transport::Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         };
-        RequestStateCodec::try_new(secret.to_vec()).map_err(|error| transport::Error::Store(format!("the row {SEAL_KEY}: {error}").into()))
+        let mut secrets = self.secrets();
+        if secrets.last() != Some(&secret) {
+            secrets.push(secret.clone());
+            let surplus = secrets.len().saturating_sub(SECRETS_MAX);
+            secrets.drain(..surplus);
+        }
+        Ok(secret)
+    }
+
+    fn secrets(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.connection().shared.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens what was sealed, under the secret that is in use or one that was while the server was away, here or elsewhere.
+    async fn open_sealed(&self, sealed: &str, binding: &[u8]) -> Result<State, Unopened> {
+        let open = |secret: &Bytes| codec(secret).map(|codec| codec.open_json_with::<State>(sealed, binding));
+        let refused = match open(&self.secret().await?)? {
+            Ok(state) => return Ok(state),
+            Err(refused) => refused,
+        };
+        let mut others = self.secrets().clone();
+        let transport = self.dispatcher().transport();
+        if *transport.reach.borrow() == Reach::Connected {
+            others.extend(transport.table.list_of(Bucket::Keys, SEAL).await?.into_iter().map(|row| row.value));
+        }
+        for secret in &others {
+            if let Ok(Ok(state)) = open(secret) {
+                return Ok(state);
+            }
+        }
+        Err(Unopened::Refused(refused.to_string()))
     }
 
     /// What a sealed state is bound to: who calls, and what for.
@@ -245,6 +282,24 @@ impl Server {
         binding.extend(call.digest);
         binding
     }
+}
+
+/// Why a sealed state was not opened.
+enum Unopened {
+    /// It is not ours.
+    Refused(String),
+    /// The secrets could not be read.
+    Unread(transport::Error),
+}
+
+impl From<transport::Error> for Unopened {
+    fn from(error: transport::Error) -> Self {
+        Self::Unread(error)
+    }
+}
+
+fn codec(secret: &Bytes) -> Result<RequestStateCodec, transport::Error> {
+    RequestStateCodec::try_new(secret.to_vec()).map_err(|error| transport::Error::Store(format!("the row {SEAL}: {error}").into()))
 }
 
 /// Tells a caller from any other: whoever has a name of their own is the same at every door, everybody else is told by where they work.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use rmcp::handler::server::router::tool::ToolRouter;
 use rmcp::handler::server::tool::ToolCallContext;
@@ -11,13 +12,12 @@ use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CancelTaskMethod, CancelTaskParams, CompleteRequestParams, CompleteResult,
     ConstString, CustomRequest, CustomResult, ErrorCode, GetPromptRequestParams, GetPromptResponse, GetTaskMethod, GetTaskParams,
     GetTaskResult, Implementation, InitializeRequestParams, InitializeResult, ListPromptsResult, ListResourceTemplatesResult,
-    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, RequestStateCodec,
-    ServerCapabilities, ServerConfig, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskMethod,
-    UpdateTaskParams,
+    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
+    ServerConfig, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskMethod, UpdateTaskParams,
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, SubscriptionContext};
 use rmcp::{ErrorData, ServerHandler};
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, SetOnce, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, SetOnce, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -82,8 +82,8 @@ pub(super) struct Shared {
     router: ToolRouter<Server>,
     tools: Vec<Tool>,
     config: ServerConfig,
-    /// Seals what newer clients bring back, once the lattice's secret is known.
-    pub(super) codec: OnceCell<RequestStateCodec>,
+    /// What seals, or has sealed here, what newer clients bring back; the last is in use.
+    pub(super) secrets: Mutex<Vec<Bytes>>,
 }
 
 impl Server {
@@ -102,7 +102,7 @@ impl Server {
             tools: router.list_all(),
             router,
             config: config(),
-            codec: OnceCell::new(),
+            secrets: Mutex::default(),
         };
         Self::connect(Arc::new(shared), parts.caller)
     }

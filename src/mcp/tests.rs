@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,9 +27,9 @@ use crate::model::size::Size;
 use crate::model::time::Span;
 use crate::registry::{Identity, Registry};
 use crate::runs::Runs;
-use crate::telemetry::{new_instance, now};
+use crate::telemetry::{new_instance, new_secret, now};
 use crate::transport::local::{self, Local};
-use crate::transport::{Bucket, Expect};
+use crate::transport::{Bucket, Expect, Reach, SEAL, Transport};
 use crate::works::{Works, record};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,6 +65,21 @@ struct Fixture {
     _dir: tempfile::TempDir,
 }
 
+/// A server that knows nothing but what its dispatcher does.
+fn server(dispatcher: &Dispatcher, woken: &Arc<AtomicUsize>, tasks: &TaskTracker) -> Server {
+    let count = woken.clone();
+    Server::new(Parts {
+        dispatcher: dispatcher.clone(),
+        caller: Caller::connection(),
+        wake: Arc::new(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }.boxed()
+        }),
+        stop: CancellationToken::new(),
+        tasks: tasks.clone(),
+    })
+}
+
 impl Drop for Fixture {
     fn drop(&mut self) {
         self.store.close();
@@ -76,9 +92,14 @@ impl Fixture {
     }
 
     fn with(config: Config) -> Self {
+        Self::reaching(config, Reach::Alone)
+    }
+
+    /// Whose transport says that it reaches this.
+    fn reaching(config: Config, reach: Reach) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = local::open(dir.path(), &config.lattice.storage).unwrap();
-        let transport = store.transport();
+        let transport = Transport { reach: watch::channel(reach).1, ..store.transport() };
         let me = Identity { station: "here".parse().unwrap(), instance: new_instance(), by_name: false };
         let audit = Audit::new(transport.log.clone(), config.lattice.id.clone());
         let registry = Registry::new(transport.table.clone(), audit, me, config.lattice.presence.clone());
@@ -86,18 +107,8 @@ impl Fixture {
         let works = Works::new(transport.log.clone());
         let dispatcher = Dispatcher::new(transport, works, registry, runs, Arc::new(config));
         let woken = Arc::new(AtomicUsize::new(0));
-        let count = woken.clone();
         let tasks = TaskTracker::new();
-        let server = Server::new(Parts {
-            dispatcher: dispatcher.clone(),
-            caller: Caller::connection(),
-            wake: Arc::new(move || {
-                count.fetch_add(1, Ordering::SeqCst);
-                async { Ok(()) }.boxed()
-            }),
-            stop: CancellationToken::new(),
-            tasks: tasks.clone(),
-        });
+        let server = server(&dispatcher, &woken, &tasks);
         Self { dispatcher, server, tasks, woken, store, _dir: dir }
     }
 
@@ -1104,6 +1115,42 @@ async fn a_newer_clients_person_answers_between_two_tries_and_nothing_else_passe
     // The same form twice: it is told that its answer came too late.
     let late = client.request("tools/call", retry(state, key, yes, &call)).await;
     assert_eq!(late["result"]["isError"], true, "{late}");
+}
+
+#[tokio::test]
+async fn a_form_that_was_sealed_while_the_server_was_away_is_taken_by_everybody_afterwards() {
+    let fixture = Fixture::reaching(Config::default(), Reach::Connected);
+    fixture.offer(&["worker"]).await;
+    let modern = |server: Server| {
+        let mut client = fixture.connect(server, Size::mib(1));
+        (client.modern, client.capabilities) = (true, forms());
+        client
+    };
+    let elsewhere = || modern(server(&fixture.dispatcher, &fixture.woken, &fixture.tasks));
+    let mut client = modern(fixture.server.for_connection());
+    let id = fixture.asks_a_person(&mut client, "worker").await;
+    let call = json!({"name": "await_work", "arguments": {"work_id": id, "timeout": "20s"}});
+    let declined = |form: &Value| {
+        let (mut call, key) = (call.clone(), form["inputRequests"].as_object().unwrap().keys().next().unwrap().clone());
+        call["requestState"] = form["requestState"].clone();
+        call["inputResponses"] = json!({ key: {"action": "decline"} });
+        call
+    };
+    let form = client.request("tools/call", call.clone()).await["result"].clone();
+    let refused = |answer: &Value| answer["error"]["code"] == -32602;
+    // The lattice has another seal, and this one's stands beside it.
+    let table = &fixture.dispatcher.transport().table;
+    let ours = table.get(Bucket::Keys, SEAL).await.unwrap().unwrap().value;
+    table.put(Bucket::Keys, SEAL, new_secret().into(), Expect::Any, None).await.unwrap();
+    assert!(refused(&elsewhere().request("tools/call", declined(&form)).await), "it is not known there");
+    assert!(!refused(&client.request("tools/call", declined(&form)).await), "who sealed it knows it");
+    let beside = format!("{SEAL}.ours");
+    table.put(Bucket::Keys, &beside, ours, Expect::Any, None).await.unwrap();
+    assert!(!refused(&elsewhere().request("tools/call", declined(&form)).await));
+    // From now on one seal is enough.
+    table.remove(Bucket::Keys, &beside, Expect::Any).await.unwrap();
+    let form = client.request("tools/call", call.clone()).await["result"].clone();
+    assert!(!refused(&elsewhere().request("tools/call", declined(&form)).await));
 }
 
 #[tokio::test]
