@@ -183,3 +183,71 @@ fn incomplete(order: &Assignment, spec: &Spec, without: &[(u32, &str)], results:
     let evidence: Vec<&Value> = without.iter().take(NAMED_MAX).filter_map(|(number, _)| results.get(*number as usize - 1)).collect();
     Failure { evidence: Some(json!(evidence).to_string()), ..Failure::new(FailureKind::Dependency, text) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::model::id::RunId;
+    use crate::model::time::Span;
+    use crate::registry::Identity;
+    use crate::runs::Runs;
+    use crate::telemetry::{new_instance, new_work_id};
+    use crate::transport::local;
+    use crate::works::Works;
+
+    fn order(items: u32) -> Assignment {
+        let run = RunId::root_of(uuid::Uuid::from_u128(7)).child(1);
+        Assignment {
+            work_id: new_work_id(),
+            orchestrator_run_id: run,
+            parent_work_id: None,
+            originating_station: "here".parse().unwrap(),
+            target_station: "here".parse().unwrap(),
+            agent_name: "worker".parse().unwrap(),
+            task: String::new(),
+            context: serde_json::Map::new(),
+            input_ref: None,
+            assigned_at: now(),
+            timeout: Span::millis(3_600_000),
+            queue_timeout: None,
+            silence_timeout: None,
+            priority: 0,
+            trace_id: "0".repeat(32),
+            span_id: new_span_id(),
+            owner: None,
+            principal: None,
+            accept: None,
+            budgets: Vec::new(),
+            redrives: None,
+            after: None,
+            map: Some(Spec { items: Vec::new(), count: items, parallel: items, lane: "worker".into() }),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_that_was_called_off_since_a_round_began_is_cancelled_and_has_not_failed() {
+        let (dir, config) = (tempfile::tempdir().unwrap(), Arc::new(Config::default()));
+        let store = local::open(dir.path(), &config.lattice.storage).unwrap();
+        let transport = store.transport();
+        let (runs, works) = (Runs::open(dir.path(), transport.log.clone()).unwrap(), Works::new(transport.log.clone()));
+        let me = Identity { station: "here".parse().unwrap(), instance: new_instance(), by_name: false };
+        let orders = Orders::new(transport, works.clone(), runs, me, config);
+        let mut order = order(3);
+        let input = Input { task: "{item}".into(), items: vec![json!(1), json!(2), json!(3)], ..Input::default() };
+        orders.pack(&mut order, input).await.unwrap();
+        orders.push(order.clone(), "worker".into(), false).await.unwrap();
+        orders.look_after(order.work_id).await.unwrap();
+        let begun = works.get(order.work_id).await.unwrap().unwrap();
+        assert!(matches!(begun.status, Status::Accepted(_)));
+        // Somebody calls it off while a round goes on with what it saw before.
+        orders.stop(&begun, Some("enough".into())).await.unwrap();
+        orders.stop_below(&begun).await.unwrap();
+        orders.go_on(&begun, &order, order.map.as_ref().unwrap()).await.unwrap();
+        let ended = works.get(order.work_id).await.unwrap().unwrap();
+        assert_eq!(ended.outcome, Some(Outcome::Cancelled(Some("enough".into()))));
+        store.close();
+    }
+}

@@ -174,7 +174,6 @@ over_both! {
     agents_that_wait_for_their_works_lend_them_their_places
     items_without_a_result_are_named
     an_order_over_many_items_is_cancelled_with_all_of_them
-    a_cancelled_order_over_many_items_never_fails_for_it
     orders_that_cannot_be_are_refused_and_say_why
     one_key_is_one_work_for_its_caller_in_every_process
     works_are_cancelled_wherever_they_stand
@@ -434,24 +433,6 @@ async fn an_order_over_many_items_is_cancelled_with_all_of_them(scene: &Scene) {
     let after = desk.assign("upper", "after").await;
     desk.settled(&after).await;
     assert_eq!(scene.lines("ran").len(), 3, "no further item began");
-}
-
-async fn a_cancelled_order_over_many_items_never_fails_for_it(scene: &Scene) {
-    scene.agent("brief", "limits: { max_parallel: 8 }", "sleep 0.05");
-    scene.leaf();
-    let desk = scene.desk("desk").await;
-    let mut orders = Vec::new();
-    for n in 0..16_u64 {
-        let map = assign(&desk, json!({"agent_name": "brief", "task": "{item}", "map": [1, 2, 3], "parallel": 1 + n % 3})).await;
-        // At another moment of its life each time.
-        tokio::time::sleep(std::time::Duration::from_millis(n * 12)).await;
-        desk.call("cancel_work", json!({"work_id": map})).await;
-        orders.push(map);
-    }
-    for map in orders {
-        let end = desk.settled(&map).await;
-        assert!(["CANCELLED", "COMPLETE"].contains(&end["status"].as_str().unwrap()), "{end}");
-    }
 }
 
 async fn orders_that_cannot_be_are_refused_and_say_why(scene: &Scene) {
