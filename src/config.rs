@@ -4,6 +4,7 @@ mod check;
 mod http;
 mod load;
 mod nats;
+mod network;
 pub mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub(crate) use load::of_text;
 pub use load::{Error, Given, Loaded, Origin, Sources, load, variables};
 pub(crate) use load::{nearest, without_password};
 pub use nats::{EmbeddedNats, Nats, NatsAuth, NatsTls};
+pub use network::Network;
 
 /// The name of our folders below the user's.
 const FOLDER: &str = "lattice-mcp";

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Secret, check};
+use super::{Network, Secret, check};
 use crate::model::access::Scope;
-use crate::model::network::Network;
 use crate::model::size::Size;
 use crate::model::time::Span;
 

@@ -153,9 +153,10 @@ impl Tokens {
         let entries = match text.as_deref().map(parse).transpose() {
             Ok(entries) => entries.unwrap_or_default(),
             Err(problem) => {
-                tracing::error!("{}: the tokens of before count on", problem.of(file));
                 let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
                 (kept.text, kept.trouble) = (text, None);
+                drop(kept);
+                tracing::error!("{}: the tokens of before count on", problem.of(file));
                 return;
             }
         };

@@ -11,7 +11,6 @@ pub mod budget;
 pub mod event;
 pub mod id;
 pub mod map;
-pub mod network;
 pub mod output;
 pub mod owner;
 pub mod pace;
