@@ -336,7 +336,7 @@ fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64, want: &Want) -> rusqlite
         let (work, held) = (WorkId::from_slice(row.get_ref(3)?.as_blob()?), row.get::<_, i64>(1)? == HELD);
         Ok((Over { id: row.get(0)?, lane, due: row.get(2)? }, row.get::<_, i64>(1)?, work.filter(|_| held), row.get::<_, u32>(4)?))
     };
-    let items = query.query_map([lane, batch.now.as_millis()], row)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let items = query.query_map([lane, batch.now.as_millis(), lapsed(batch)], row)?.collect::<rusqlite::Result<Vec<_>>>()?;
     let mut due = Due::default();
     for (item, state, held, attempt) in items {
         match held {
