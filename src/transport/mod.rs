@@ -569,4 +569,9 @@ pub trait Blobs: Send + Sync {
 
     /// The blob's size.
     async fn size(&self, sha256: &str) -> Result<u64>;
+
+    /// Whether a blob is there, and stays about as long as if it were put now. False also where that is not known.
+    async fn is_fresh(&self, _: &str) -> Result<bool> {
+        Ok(false)
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -133,16 +133,26 @@ impl NatsBlobs {
     }
 
     async fn meta(&self, sha256: &str) -> Result<Arc<Meta>> {
+        // The server may have dropped by age what was put long ago, or have it anew.
+        match self.known(sha256).filter(|meta| self.is_young(meta)) {
+            Some(meta) => Ok(meta),
+            None => self.found(sha256).await,
+        }
+    }
+
+    /// The description of a blob, as the server has it now.
+    async fn found(&self, sha256: &str) -> Result<Arc<Meta>> {
         let missing = || Error::NoBlob(sha256.to_owned());
         if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(missing());
         }
-        if let Some(meta) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(sha256) {
-            return Ok(Arc::clone(meta));
-        }
         let stream = self.stream().await?;
         let subject = self.link.wire.blob(sha256);
-        let last = stream.last(&subject).await.map_err(|fault| stream.explain(fault))?.ok_or_else(missing)?;
+        let last = stream.last(&subject).await.map_err(|fault| stream.explain(fault))?;
+        let last = last.ok_or_else(|| {
+            self.all_known().remove(sha256);
+            missing()
+        })?;
         let mut doubt = match self.checked(stream, sha256, &last).await? {
             Ok(meta) => return Ok(meta),
             Err(doubt) => doubt,
@@ -163,6 +173,10 @@ impl NatsBlobs {
         let Some(meta) = serde_json::from_slice::<Meta>(&stored.body).ok().filter(|meta| !meta.deleted && meta.name == sha256) else {
             return Ok(Err(Error::NoBlob(sha256.to_owned())));
         };
+        // Its bytes have been looked at before.
+        if let Some(known) = self.known(sha256).filter(|known| known.nuid == meta.nuid) {
+            return Ok(Ok(known));
+        }
         let meta = Arc::new(meta);
         let mut reading = self.reading(Arc::clone(stream), &meta, 0..meta.size);
         let mut hash = Sha256::new();
@@ -187,8 +201,22 @@ impl NatsBlobs {
         }
     }
 
+    fn known(&self, sha256: &str) -> Option<Arc<Meta>> {
+        self.all_known().get(sha256).cloned()
+    }
+
+    fn all_known(&self) -> MutexGuard<'_, HashMap<String, Arc<Meta>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the server keeps it about as long as what is put now.
+    fn is_young(&self, meta: &Meta) -> bool {
+        let kept = self.stream.get().and_then(|stream| stream.max_age).unwrap_or(Duration::MAX).min(self.max_age);
+        meta.age(self.link.now()) < kept / 4
+    }
+
     fn know(&self, meta: &Arc<Meta>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.all_known();
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
@@ -294,7 +322,7 @@ impl Blobs for NatsBlobs {
         let sha256 = hex(&uploaded.digest);
         let blob = BlobRef { sha256: sha256.clone(), size: uploaded.size, media };
         // What is there already must not end long before what is put now would.
-        if self.meta(&sha256).await.is_ok_and(|meta| meta.age(self.link.now()) < self.max_age / 4) {
+        if self.is_fresh(&sha256).await.unwrap_or(false) {
             self.forget(stream, &upload).await;
             return Ok(blob);
         }
@@ -335,6 +363,15 @@ impl Blobs for NatsBlobs {
 
     async fn size(&self, sha256: &str) -> Result<u64> {
         Ok(self.meta(sha256).await?.size)
+    }
+
+    async fn is_fresh(&self, sha256: &str) -> Result<bool> {
+        match self.found(sha256).await {
+            Ok(meta) => Ok(self.is_young(&meta)),
+            // What cannot be read is put anew.
+            Err(Error::NoBlob(_) | Error::Store(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -136,12 +136,14 @@ pub(super) struct Stream {
     pub(super) name: String,
     /// Direct gets are answered by any replica, which may be behind.
     replicated: bool,
+    /// How long it keeps what it has, which is its operator's to say; not known of a stream that was not looked at.
+    pub(super) max_age: Option<Duration>,
 }
 
 impl Stream {
     /// A stream that is known to be there.
     pub(super) fn known(link: &Arc<Link>, name: String) -> Self {
-        Self { link: Arc::clone(link), name, replicated: link.settings.replicas > 1 }
+        Self { link: Arc::clone(link), name, replicated: link.settings.replicas > 1, max_age: None }
     }
 
     /// The stream, made if it is missing, and checked if it is there.
@@ -171,6 +173,7 @@ impl Stream {
         };
         stream.compare(&wanted, &found).await?;
         stream.replicated = found["num_replicas"].as_u64().is_some_and(|replicas| replicas > 1);
+        stream.max_age = found["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
         Ok(Arc::new(stream))
     }
 
