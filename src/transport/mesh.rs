@@ -5,26 +5,23 @@
 //! then: each process of the lattice finds the same place for it. What happens to a work is written where it lives, and what was
 //! written locally is forwarded to the server's log once that is back.
 
+mod blobs;
 mod log;
 mod queue;
 mod table;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::io::AsyncRead;
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Blobs, Bucket, Entry, Error, Expect, Filter, Position, Reach, Record, Result, Signal, Transport};
+use super::{Bucket, Entry, Error, Expect, Filter, Position, Reach, Record, Result, Signal, Transport};
 use crate::model::id::{InstanceId, StationId, WorkId};
-use crate::model::output::{BlobRef, Media};
 use crate::model::time::Timestamp;
 use crate::telemetry::now;
 
@@ -177,8 +174,14 @@ impl Mesh {
         self.homes.remember(id, local);
     }
 
-    async fn home(&self, id: WorkId) -> Result<Transport> {
-        if self.is_local(id).await? { Ok(self.local.clone()) } else { self.far() }
+    /// Where a work lives; the server has by then what these records of it name.
+    async fn home(&self, id: WorkId, records: &[Record]) -> Result<Transport> {
+        if self.is_local(id).await? {
+            return Ok(self.local.clone());
+        }
+        let far = self.far()?;
+        self.bring_blobs(&far, records.iter().map(|record| &record.body)).await?;
+        Ok(far)
     }
 
     async fn home_of(&self, records: &[Record]) -> Result<Option<bool>> {
@@ -396,37 +399,6 @@ impl Mesh {
         let value = Bytes::from(upto.to_string());
         self.local.table.put(Bucket::Keys, FORWARDED, value, Expect::Any, None).await.map(|_| ())
     }
-
-    /// Uploads the blobs that an event names.
-    async fn take_blobs_along(&self, far: &Transport, body: &[u8]) -> Result<()> {
-        let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else { return Ok(()) };
-        for sha256 in digests(&value) {
-            if far.blobs.size(&sha256).await.is_ok() {
-                continue;
-            }
-            match self.local.blobs.open(&sha256, 0..u64::MAX).await {
-                Ok(mut source) => _ = far.blobs.put(&mut *source, Media::Text).await?,
-                Err(Error::NoBlob(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Every digest that an event names.
-fn digests(value: &serde_json::Value) -> Vec<String> {
-    match value {
-        serde_json::Value::Object(map) => map
-            .iter()
-            .flat_map(|(key, value)| match (key.as_str(), value.as_str()) {
-                ("sha256", Some(digest)) => vec![digest.to_owned()],
-                _ => digests(value),
-            })
-            .collect(),
-        serde_json::Value::Array(values) => values.iter().flat_map(digests).collect(),
-        _ => Vec::new(),
-    }
 }
 
 impl Mesh {
@@ -495,36 +467,4 @@ pub(crate) fn pair(local: Transport, far: Option<Transport>) -> (Transport, watc
     let reach = watch::channel(Reach::Connected).1;
     let place = Place { station: "here".parse().unwrap(), instance: crate::telemetry::new_instance(), forwards: false };
     (compose(local, far, reach, place, TaskTracker::new(), CancellationToken::new()), opened)
-}
-
-#[async_trait]
-impl Blobs for Mesh {
-    async fn put(&self, source: &mut (dyn AsyncRead + Unpin + Send), media: Media) -> Result<BlobRef> {
-        // First to the disk: a source is read once, and the server may go away in the middle.
-        let blob = self.local.blobs.put(source, media).await?;
-        if let Ok(far) = self.far()
-            && far.blobs.size(&blob.sha256).await.is_err()
-        {
-            let mut stored = self.local.blobs.open(&blob.sha256, 0..blob.size).await?;
-            match far.blobs.put(&mut *stored, media).await {
-                Ok(_) | Err(Error::Unreachable(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(blob)
-    }
-
-    async fn open(&self, sha256: &str, range: Range<u64>) -> Result<Box<dyn AsyncRead + Unpin + Send>> {
-        match self.local.blobs.open(sha256, range.clone()).await {
-            Err(Error::NoBlob(_)) => self.far()?.blobs.open(sha256, range).await,
-            other => other,
-        }
-    }
-
-    async fn size(&self, sha256: &str) -> Result<u64> {
-        match self.local.blobs.size(sha256).await {
-            Err(Error::NoBlob(_)) => self.far()?.blobs.size(sha256).await,
-            other => other,
-        }
-    }
 }

@@ -58,9 +58,11 @@ impl Log for Mesh {
         if self.home_of(&records).await? == Some(true) {
             return self.local.log.append(records).await;
         }
-        let far = self.far()?.log.append(records).await?;
-        self.saw(far.seq);
-        Ok(beside(far))
+        let far = self.far()?;
+        self.bring_blobs(&far, records.iter().map(|record| &record.body)).await?;
+        let at = far.log.append(records).await?;
+        self.saw(at.seq);
+        Ok(beside(at))
     }
 
     async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>> {

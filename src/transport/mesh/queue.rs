@@ -12,7 +12,7 @@ use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
 use crate::telemetry::now;
-use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
+use crate::transport::{Delivery, Error, Item, LaneLoad, Pushed, Queue, Record, Result, Signal, Take, Taken, Transport, Want};
 
 /// What this process began lately, by lane: an agent has one pace, wherever its works live.
 #[derive(Default)]
@@ -43,6 +43,13 @@ fn after(mut want: Want, begun: &HashMap<String, Pace>, now: Timestamp) -> (Want
 }
 
 impl Mesh {
+    /// Pushes to the server's hook, which has the input by then that the order names.
+    async fn push_far(&self, far: &Transport, station: &StationId, item: Item, limit: u32, announce: Option<Record>) -> Result<Pushed> {
+        let bodies = std::iter::once(&item.body).chain(announce.iter().map(|record| &record.body));
+        self.bring_blobs(far, bodies).await?;
+        far.queue.push(station, item, limit, announce).await
+    }
+
     fn paces(&self) -> MutexGuard<'_, Paces> {
         self.paces.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,9 +61,12 @@ impl Queue for Mesh {
         let id = item.id;
         if let Some(beside) = item.beside {
             let is_local = self.is_local(beside).await?;
-            let home = if is_local { self.local.clone() } else { self.far()? };
+            let home = if is_local { None } else { Some(self.far()?) };
             self.remember(id, is_local);
-            return home.queue.push(station, item, limit, announce).await;
+            return match home {
+                None => self.local.queue.push(station, item, limit, announce).await,
+                Some(far) => self.push_far(&far, station, item, limit, announce).await,
+            };
         }
         let noted = self.noted().get(&id).cloned();
         let home = noted.as_ref().map(|noted| noted.home);
@@ -66,7 +76,7 @@ impl Queue for Mesh {
             Ok(far) => {
                 // Whoever hears of it before this returns need not look for it here.
                 self.homes.known().entry(id).or_insert(false);
-                match far.queue.push(station, item.clone(), limit, announce.clone()).await {
+                match self.push_far(&far, station, item.clone(), limit, announce.clone()).await {
                     Err(Error::Unreachable(reason)) => Error::Unreachable(reason),
                     other => {
                         self.remember(id, false);
@@ -157,19 +167,19 @@ impl Queue for Mesh {
     }
 
     async fn settle(&self, delivery: &Delivery, records: Vec<Record>) -> Result<bool> {
-        self.home(delivery.id).await?.queue.settle(delivery, records).await
+        self.home(delivery.id, &records).await?.queue.settle(delivery, records).await
     }
 
     async fn release(&self, delivery: &Delivery, at: Timestamp, deadline: Option<Timestamp>, records: Vec<Record>) -> Result<bool> {
-        self.home(delivery.id).await?.queue.release(delivery, at, deadline, records).await
+        self.home(delivery.id, &records).await?.queue.release(delivery, at, deadline, records).await
     }
 
     async fn wake(&self, station: &StationId, id: WorkId, deadline: Option<Timestamp>, records: Vec<Record>) -> Result<bool> {
-        self.home(id).await?.queue.wake(station, id, deadline, records).await
+        self.home(id, &records).await?.queue.wake(station, id, deadline, records).await
     }
 
     async fn remove(&self, station: &StationId, id: WorkId, records: Vec<Record>) -> Result<bool> {
-        self.home(id).await?.queue.remove(station, id, records).await
+        self.home(id, &records).await?.queue.remove(station, id, records).await
     }
 
     async fn pause(&self, station: &StationId, lane: &str, until: Timestamp) -> Result<()> {
@@ -247,7 +257,7 @@ mod tests {
     use crate::model::turn::Turn;
     use crate::telemetry::{new_instance, new_work_id};
     use crate::transport::mesh::{Place, compose};
-    use crate::transport::{Filter, Position, Reach, Subject, Transport, local};
+    use crate::transport::{Filter, Position, Reach, Subject, local};
 
     fn item(id: WorkId, beside: Option<WorkId>) -> Item {
         let (turn, deadline) = (Turn::new("here", 0, now(), Duration::from_secs(1)), now().after(Duration::from_secs(60)));
