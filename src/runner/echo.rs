@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use super::input::Input;
-use super::{Ended, Line, Order, Runner};
-use crate::model::event::{Failure, FailureKind};
+use super::{Ended, Line, Order, Runner, unstored};
+use crate::model::event::Failure;
 use crate::model::output::{Media, Output};
 use crate::model::size::Size;
 use crate::transport::Blobs;
@@ -33,7 +33,7 @@ impl Echo {
             return Ok(Output::Inline(Value::String(task)));
         }
         let stored = self.blobs.put(&mut task.as_bytes(), Media::Text).await;
-        stored.map(Output::Blob).map_err(|error| Failure::new(FailureKind::Crashed, format!("the result could not be stored: {error}")))
+        stored.map(Output::Blob).map_err(|error| unstored(&error))
     }
 }
 

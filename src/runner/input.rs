@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::kind_of;
 use crate::model::event::{Failure, FailureKind};
 use crate::model::work::Assignment;
 use crate::transport::Blobs;
@@ -124,8 +125,8 @@ impl Blob {
 }
 
 /// The store may be back for the next attempt.
-pub(super) fn unreadable(error: &dyn std::error::Error) -> Failure {
-    Failure::new(FailureKind::Crashed, format!("the work's input could not be read: {error}"))
+pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::new(kind_of(error, FailureKind::Crashed), format!("the work's input could not be read: {error}"))
 }
 
 async fn members(mut source: Box<dyn AsyncRead + Unpin + Send>) -> std::io::Result<(Range<u64>, Range<u64>)> {

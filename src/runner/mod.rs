@@ -25,7 +25,7 @@ use crate::model::event::{Failure, FailureKind, Needs};
 use crate::model::id::InstanceId;
 use crate::model::output::Output;
 use crate::model::work::{Assignment, Exchange};
-use crate::transport::Blobs;
+use crate::transport::{self, Blobs};
 
 /// One attempt at one work.
 #[derive(Debug, Clone)]
@@ -140,15 +140,24 @@ pub struct MeshAccess {
     pub env: Vec<(String, String)>,
 }
 
-/// Another kind of failure than `usual` where the system has no room for one more file or program: nothing is wrong with the work then,
-/// nor with its agent.
+/// Another kind of failure than `usual` where the system has no room for one more file or program, and where the lattice's server is
+/// away: nothing is wrong with the work then, nor with its agent.
 fn kind_of(error: &(dyn std::error::Error + 'static), usual: FailureKind) -> FailureKind {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
-    let is_full = causes.any(|cause| {
-        let code = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        [Errno::MFILE, Errno::NFILE].iter().any(|full| code == Some(full.raw_os_error()))
+    let passes = causes.any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let code = io.and_then(std::io::Error::raw_os_error);
+        // What a reader of the transport's hands on is no source of its error.
+        let held = io.and_then(|io| io.get_ref()?.downcast_ref()).or_else(|| cause.downcast_ref::<transport::Error>());
+        let is_away = matches!(held, Some(transport::Error::Unreachable(_) | transport::Error::Unanswered(_) | transport::Error::Closed));
+        is_away || [Errno::MFILE, Errno::NFILE].iter().any(|full| code == Some(full.raw_os_error()))
     });
-    if is_full { FailureKind::HandedBack } else { usual }
+    if passes { FailureKind::HandedBack } else { usual }
+}
+
+/// The result is there, and nothing keeps it.
+fn unstored(error: &transport::Error) -> Failure {
+    Failure::new(kind_of(error, FailureKind::Crashed), format!("the result could not be stored: {error}"))
 }
 
 /// The runners of a station; cheap to clone.
@@ -244,5 +253,23 @@ struct Missing(String);
 impl Runner for Missing {
     async fn run(&self, _order: Order, _line: Line) -> Ended {
         Ended::Failed(Failure::new(FailureKind::Unstartable, self.0.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_nobodys_crash() {
+        let kind = |error: &(dyn std::error::Error + 'static)| kind_of(error, FailureKind::Crashed);
+        for away in [transport::Error::Unreachable("away".into()), transport::Error::Unanswered("lost".into()), transport::Error::Closed] {
+            assert_eq!(kind(&away), FailureKind::HandedBack);
+            assert_eq!(kind(&std::io::Error::other(away)), FailureKind::HandedBack, "as a reader says it");
+        }
+        let full = transport::Error::Store("full".into());
+        assert_eq!(unstored(&full).kind, FailureKind::Crashed);
+        assert_eq!(kind(&std::io::Error::other(full)), FailureKind::Crashed);
+        assert_eq!(kind(&std::io::Error::from_raw_os_error(Errno::MFILE.raw_os_error())), FailureKind::HandedBack);
     }
 }

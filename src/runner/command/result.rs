@@ -12,7 +12,7 @@ use super::spool::{Printed, beginning};
 use super::streams::{Heard, unkept};
 use crate::model::event::{Failure, FailureKind};
 use crate::model::output::{Media, Output};
-use crate::runner::Context;
+use crate::runner::{Context, unstored};
 
 const EVIDENCE_MAX: usize = 1024;
 
@@ -108,5 +108,5 @@ fn too_large(context: &Context, size: u64) -> Failure {
 
 async fn store(context: &Context, source: &mut (dyn AsyncRead + Unpin + Send), media: Media) -> Result<Output, Failure> {
     let stored = context.blobs.put(source, media).await;
-    stored.map(Output::Blob).map_err(|error| Failure::new(FailureKind::Crashed, format!("the result could not be stored: {error}")))
+    stored.map(Output::Blob).map_err(|error| unstored(&error))
 }
