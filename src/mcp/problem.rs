@@ -8,7 +8,10 @@ use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock};
 
 use crate::dispatcher::Error;
 use crate::model::id::{self, AgentName};
+use crate::model::time::Span;
+use crate::model::work::Work;
 use crate::model::{accept, budget};
+use crate::telemetry::now;
 use crate::{results, transport};
 
 /// How many agents an error lists.
@@ -39,6 +42,23 @@ impl Problem {
     /// The same as a JSON-RPC error, for what is no tool.
     pub(super) fn into_invalid_params(self) -> ErrorData {
         ErrorData::invalid_params(self.0, None)
+    }
+
+    /// Why a work's result could not be read. What is missing was dropped by age only if it is that old: two stations need not keep
+    /// things for as long, nor be within reach of each other.
+    pub(super) fn of_result(error: results::Error, work: &Work, kept: Span) -> Self {
+        let results::Error::Store(error @ transport::Error::NoBlob(_)) = error else { return error.into() };
+        // Bytes that were put a quarter of that time before are not put anew.
+        if now().since(work.settled_at.unwrap_or(work.updated_at)) >= kept.get() / 4 * 3 {
+            return Self::new(error, "It was dropped by age (lattice.storage.blob_max_age); assign the work anew.");
+        }
+        let made = work.assignment.as_ref().map_or("its own station", |order| order.target_station.as_str());
+        let next = format!(
+            "It is too young to have been dropped by age: it was made at {made}, and may be there alone. Do not assign the work anew for \
+             that: try again when that station is online (list_available_agents), or have the user run `lattice-mcp work result {}` there.",
+            work.work_id
+        );
+        Self::new(error, &next)
     }
 
     /// The same as the error of a resource that is not there.
@@ -122,7 +142,11 @@ impl From<transport::Error> for Problem {
                 "It may or may not have been done. After assign_work look with check_work (without arguments) before you assign again.",
             ),
             transport::Error::Closed => Self::new("this station is stopping", "Nothing is lost: connect again and call check_work."),
-            transport::Error::NoBlob(_) => Self::new(error, "It was dropped by age (lattice.storage.blob_max_age); assign the work anew."),
+            transport::Error::NoBlob(_) => Self::new(
+                error,
+                "Neither this station nor the server has it: it was dropped by age (lattice.storage.blob_max_age), or is only where it was \
+                 made. Try again in a moment before you assign anything anew.",
+            ),
             error => {
                 tracing::error!(%error, "the transport failed a request of a client");
                 Self::new(

@@ -163,8 +163,9 @@ async fn result(dispatcher: &Dispatcher, id: WorkId) -> Result<(String, Media), 
         let wrong = format!("work {id} is {} and has no result", work.status.label());
         return Err(Problem::new(wrong, "Read work://ID for where it stands; await_work waits for it."));
     };
-    let max = dispatcher.config().results.resource_max;
-    let whole = results::whole(&dispatcher.transport().blobs, output, max.get()).await?;
+    let (max, kept) = (dispatcher.config().results.resource_max, dispatcher.config().lattice.storage.blob_max_age);
+    let whole = results::whole(&dispatcher.transport().blobs, output, max.get()).await;
+    let whole = whole.map_err(|error| Problem::of_result(error, &work, kept))?;
     if whole.truncated {
         let wrong = format!("the result of work {id} has {} bytes, and one read gives at most {max}", whole.total_bytes);
         return Err(Problem::new(wrong, "Read it in parts: check_work with this work_id and lines, grep, jsonpath or bytes."));

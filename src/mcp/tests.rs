@@ -21,7 +21,7 @@ use crate::model::access::{self, Access, Scope};
 use crate::model::agent::{Definition, Limits, Manifest, Prompt, RunnerSpec};
 use crate::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use crate::model::id::WorkId;
-use crate::model::output::{Media, Output};
+use crate::model::output::{BlobRef, Media, Output};
 use crate::model::owner::{Owner, Principal, Workspace};
 use crate::model::size::Size;
 use crate::model::time::Span;
@@ -665,6 +665,28 @@ async fn a_large_result_stands_as_digest_size_and_link() {
     }
     let all = client.call("check_work", json!({"work_ids": ids})).await;
     assert!(all.to_string().len() < 32_000, "{}", all.to_string().len());
+}
+
+#[tokio::test]
+async fn a_missing_result_was_dropped_by_age_only_if_it_is_that_old() {
+    for (kept, wanted, unwanted) in [(Span::secs(86_400), "may be there alone", "by age ("), (Span::millis(0), "by age (", "may be there")]
+    {
+        let mut config = Config::default();
+        config.lattice.storage.blob_max_age = kept;
+        let fixture = Fixture::with(config);
+        fixture.offer(&["worker"]).await;
+        let mut client = fixture.client().await;
+        let id = client.assign("worker").await;
+        let result = Output::Blob(BlobRef { sha256: "ab".repeat(32), size: 300_000, media: Media::Text });
+        fixture.happens(&id, 1, Kind::Accepted).await;
+        fixture.happens(&id, 1, Kind::Complete { result, duration_ms: 1, checks: vec![] }).await;
+        let part = client.refused("check_work", json!({"work_id": id, "bytes": "0-9"})).await;
+        let uri = format!("work://{}/result", id.as_str().unwrap());
+        let whole = client.request("resources/read", json!({"uri": uri})).await["error"]["message"].as_str().unwrap().to_owned();
+        for text in [part, whole] {
+            assert!(text.contains("no blob has the digest") && text.contains(wanted) && !text.contains(unwanted), "{text}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -273,7 +273,9 @@ impl Server {
             return Err(Problem::new(format_args!("work {id} is {} and has no result", work.status.label()), next));
         };
         let dispatcher = self.dispatcher();
-        let selection = results::select(&dispatcher.transport().blobs, output, selector, &dispatcher.config().results).await?;
+        let config = dispatcher.config();
+        let selected = results::select(&dispatcher.transport().blobs, output, selector, &config.results).await;
+        let selection = selected.map_err(|error| Problem::of_result(error, &work, config.lattice.storage.blob_max_age))?;
         let mut answer = fields(json!({
             "work_id": id,
             "status": work.status.label(),
