@@ -292,3 +292,33 @@ async fn a_talking_agent_runs_out_of_time_while_the_server_is_away_and_what_it_s
     }
     assert_eq!(asked, 1, "the question that was asked meanwhile counts");
 }
+
+/// Whether a folder holds a file of this name, however deep.
+fn holds(folder: &std::path::Path, name: &str) -> bool {
+    let found = |entry: std::fs::DirEntry| entry.file_name() == name || entry.path().is_dir() && holds(&entry.path(), name);
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_result_that_was_made_while_the_server_was_away_is_everybodys_once_it_is_back() {
+    /// Of 300,000 letters.
+    const DIGEST: &str = "12e1b9b179b29a4f7e5889b185d7ac71bff0ad1f49a7b391d0911b737a0f5381";
+    let mut server = NatsServer::start();
+    let (home, other) = (Place::new(), Place::new());
+    home.agent("large", "", "while [ ! -e gate ]; do sleep 0.05; done; head -c 300000 /dev/zero | tr '\\0' a");
+    let alice = station(&server, "alice", &home.data, &home.agents).await;
+    let bob = station(&server, "bob", &other.data, &TempDir::new().unwrap()).await;
+    sees_agent(&bob, "large").await;
+    let id = bob.assign("large", "x").await;
+    sees(&bob, &id, "ACCEPTED").await;
+    server.kill();
+    assigned_alone(&alice, json!({"agent_name": "upper", "task": "x"})).await;
+    open(&home, "gate");
+    eventually("alice keeps the result", async || holds(home.data.path(), DIGEST).then_some(())).await;
+
+    server.revive();
+    let work = sees(&bob, &id, "COMPLETE").await;
+    assert_eq!((&work["attempt"], &work["result_ref"]["sha256"]), (&json!(1), &json!(DIGEST)), "{work}");
+    let part = bob.call("check_work", json!({"work_id": id, "bytes": "0-9"})).await;
+    assert_eq!((&part["selection"]["text"], &part["selection"]["total_bytes"]), (&json!("aaaaaaaaaa"), &json!(300_000)), "{part}");
+}

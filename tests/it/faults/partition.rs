@@ -195,3 +195,35 @@ async fn server_has(url: &str, task: &str) -> bool {
     let last = stream.get_last_raw_message_by_subject("lattice.default.station.home.work.assign").await;
     last.is_ok_and(|last| String::from_utf8_lossy(&last.payload).contains(task))
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_cut_while_a_result_is_uploaded_costs_no_attempt() {
+    let server = NatsServer::start();
+    let proxy = Proxy::before(server.port()).await;
+    let mut fleet = fleet(&server.url());
+    fleet.set("LATTICE_WORK_LEASE", "60s");
+    fleet.elsewhere("far", &[], &proxy.url());
+    fleet.agent_with("far", "large", "limits: { max_attempts: 1 }", false, "wait_for print\nhead -c 300000 /dev/zero | tr '\\0' a");
+    let _leaf = fleet.leaf("far", "far");
+    let desk = fleet.desk("desk").await;
+    until_online(&desk, &["large"]).await;
+    let mut ledger = Ledger::default();
+    let id = ledger.assign(&desk, "large", "x").await;
+    fleet.until_begun(&id, 1).await;
+    proxy.set(Line::MuteAfter("Lattice-Chunk"));
+    fleet.open("print");
+    crate::transport::within(proxy.until(Line::Mute)).await;
+    proxy.set(Line::Cut);
+    eventually("it is seen to be offline", async || {
+        let list = desk.call("list_available_agents", json!({})).await;
+        list["agents"].as_array().unwrap().iter().any(|agent| agent["name"] == "large" && agent["status"] == "offline").then_some(())
+    })
+    .await;
+    proxy.set(Line::Open);
+    let work = desk.settled(&id).await;
+    assert_eq!((&work["status"], &work["attempt"]), (&json!("COMPLETE"), &json!(1)), "{work}");
+    let part = desk.call("check_work", json!({"work_id": id, "bytes": "299990-"})).await;
+    assert_eq!(part["selection"]["text"], "aaaaaaaaaa", "{part}");
+    assert_eq!(fleet.begun(&id).len(), 1);
+    fleet.assert_calm();
+}

@@ -71,6 +71,11 @@ impl Proxy {
     pub(super) fn set(&self, line: Line) {
         self.line.send_replace(line);
     }
+
+    /// Waits until the line does this.
+    pub(super) async fn until(&self, line: Line) {
+        self.line.subscribe().wait_for(|now| *now == line).await.unwrap();
+    }
 }
 
 impl Drop for Proxy {

@@ -5,15 +5,21 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use lattice_mcp::config::Storage;
+use lattice_mcp::model::output::Media;
 use lattice_mcp::model::time::Timestamp;
+use lattice_mcp::transport::mesh::{self, Place};
 use lattice_mcp::transport::nats::{Nats, Options};
-use lattice_mcp::transport::{Error, Filter, Item, Pushed, Transport};
+use lattice_mcp::transport::{Error, Filter, Item, Pushed, Reach, Transport, Wire, local};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Fixture;
 use crate::lifecycle::eventually;
 use crate::nats_server::NatsServer;
+
+const BLOB_MAX_AGE: Duration = Duration::from_secs(86400);
 
 /// A server, and handles on one lattice of it.
 pub(crate) struct Server {
@@ -46,7 +52,7 @@ async fn open(port: u16, clock: &Arc<AtomicI64>) -> Nats {
         lattice: "x".parse().unwrap(),
         station: "here".parse().unwrap(),
         settings: lattice_mcp::config::Nats::default(),
-        blob_max_age: Duration::from_secs(86400),
+        blob_max_age: BLOB_MAX_AGE,
         clock: Arc::new(move || Timestamp::from_millis(clock.load(Ordering::SeqCst))),
         interruptions,
         denials: tokio::sync::broadcast::Sender::new(16),
@@ -160,4 +166,56 @@ async fn a_push_leaves_no_room_taken_however_it_ends() {
     assert!(push(new(), 99).await.is_err());
     server.server.revive();
     has_room("could not be sent").await;
+}
+
+async fn purge_blobs(server: &Server) {
+    let client = async_nats::connect(server.server.url()).await.unwrap();
+    let stream = Wire::new("x".parse().unwrap()).blob_stream();
+    client.request(format!("$JS.API.STREAM.PURGE.{stream}"), "".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_old_or_gone_is_not_taken_for_one_that_is_there() {
+    let mut server = Server::start().await;
+    let (t, second) = (server.transport(), server.second().await);
+    let blob = t.blobs.put(&mut &b"the same bytes"[..], Media::Text).await.unwrap();
+    assert!(t.blobs.is_fresh(&blob.sha256).await.unwrap() && second.blobs.is_fresh(&blob.sha256).await.unwrap());
+    server.pass(BLOB_MAX_AGE / 2).await;
+    assert!(!t.blobs.is_fresh(&blob.sha256).await.unwrap(), "it is there, but ends before what is put now does");
+    assert_eq!(second.blobs.size(&blob.sha256).await.unwrap(), blob.size);
+    t.blobs.put(&mut &b"the same bytes"[..], Media::Text).await.unwrap();
+    assert!(second.blobs.is_fresh(&blob.sha256).await.unwrap(), "whoever knew the old one finds the new one");
+
+    purge_blobs(&server).await;
+    assert!(!t.blobs.is_fresh(&blob.sha256).await.unwrap());
+    t.blobs.put(&mut &b"the same bytes"[..], Media::Text).await.unwrap();
+    assert_eq!(server.second().await.blobs.size(&blob.sha256).await.unwrap(), blob.size);
+}
+
+/// A station that keeps what it makes on its own disk as well has to send it to the server all the same, each time that is due.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_result_again_stays_on_the_server_as_long_as_any_other() {
+    let mut server = Server::start().await;
+    let (dir, second) = (tempfile::tempdir().unwrap(), server.second().await);
+    let near = local::open(dir.path(), &Storage::default()).unwrap();
+    let place = Place { station: super::station("here"), instance: super::holder(), forwards: false };
+    let (_opened, far) = watch::channel(Some(server.transport()));
+    let reach = watch::channel(Reach::Connected).1;
+    let mesh = mesh::compose(near.transport(), far, reach, place, TaskTracker::new(), CancellationToken::new());
+    let put = async || mesh.blobs.put(&mut &b"the same bytes"[..], Media::Text).await.unwrap();
+    let blob = put().await;
+    assert!(second.blobs.is_fresh(&blob.sha256).await.unwrap());
+    server.pass(BLOB_MAX_AGE / 2).await;
+    put().await;
+    assert!(second.blobs.is_fresh(&blob.sha256).await.unwrap(), "it ends with the first one");
+    purge_blobs(&server).await;
+    put().await;
+    assert_eq!(server.second().await.blobs.size(&blob.sha256).await.unwrap(), blob.size);
+
+    // Nor does a record stand on the server without what it names.
+    purge_blobs(&server).await;
+    let body = serde_json::json!({ "result_ref": blob }).to_string();
+    mesh.log.append(vec![super::response(super::work(), body)]).await.unwrap();
+    assert_eq!(server.second().await.blobs.size(&blob.sha256).await.unwrap(), blob.size);
+    near.close();
 }
