@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 pub use self::assign::Schemas;
 pub use self::caller::{Bound, Caller};
 pub use self::error::Error;
+pub(crate) use self::questions::which_question;
 pub use self::questions::{Question, Reply};
 pub use self::wait::Mode;
 use crate::config::Config;

@@ -202,8 +202,8 @@ fn print(session: &mut Session, work: &Work, several: bool) -> std::io::Result<(
 fn tell(work: &Work, event: &Event) {
     let agent = work.assignment.as_ref().map(|order| order.agent_name.as_str()).unwrap_or_default();
     let mut text = show::details(event);
-    if let Kind::Escalate(_) = &event.kind {
-        text = format!("{text}; answer with: lattice-mcp work answer {} TEXT", work.work_id);
+    if let Kind::Escalate(asked) = &event.kind {
+        text = format!("{text}; answer with: lattice-mcp work answer {} TEXT --ask {}", work.work_id, asked.ask);
     }
     if matches!(event.kind, Kind::Progress { .. } | Kind::Escalate(_) | Kind::Retrying { .. }) {
         let _ = writeln!(std::io::stderr(), "{agent}: {text}");

@@ -171,7 +171,7 @@ fn summary(work: &Work) -> Table {
     }
     if let Some(ask) = work.open_question() {
         table.pair("question", ask.reason.clone());
-        table.pair("next", format!("lattice-mcp work answer {} TEXT", work.work_id));
+        table.pair("next", format!("lattice-mcp work answer {} TEXT --ask {}", work.work_id, ask.ask));
     }
     match &work.outcome {
         Some(Outcome::Complete(output)) => {

@@ -183,6 +183,14 @@ pub enum Error {
         /// The question that is open.
         open: u32,
     },
+    /// More than one question is open, and the answer names none.
+    #[error("work {work_id} waits for the answers to questions {questions}, and this one names none of them")]
+    WhichQuestion {
+        /// The work.
+        work_id: WorkId,
+        /// Their numbers, and how they begin.
+        questions: String,
+    },
     /// An agent would answer a question that its own work asks.
     #[error("question {ask} of work {work_id} is this agent's own, and no agent answers itself")]
     OwnQuestion {

@@ -9,6 +9,7 @@ use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
 use crate::model::id::WorkId;
 use crate::model::work::{Exchange, Status, Work};
 use crate::telemetry::{new_answer_id, now};
+use crate::transport::Record;
 use crate::works::record;
 
 /// How often a question is put that others get in the way of.
@@ -41,7 +42,7 @@ impl Dispatcher {
     /// log counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
     ///
     /// # Errors
-    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `OwnQuestion`, `ForAPerson`, `LongText`, `UnknownWork`, or the
+    /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `WhichQuestion`, `OwnQuestion`, `ForAPerson`, `LongText`, `UnknownWork`, or the
     /// transport's.
     pub async fn answer(&self, caller: &Caller, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
         self.vet_text("answer", reply.value.as_str().map_or_else(|| reply.value.to_string().len(), str::len))?;
@@ -52,9 +53,18 @@ impl Dispatcher {
         }
         let by = Answerer { who: reply.who, id: new_answer_id() };
         let event = self.event(&work, 0, Kind::Answered { ask, answer: reply.value, by: Some(by.clone()) });
-        let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
-        self.0.transport.queue.wake(&self.target(&work), id, deadline, vec![record(event)]).await?;
+        // Its agent waits for all that it has asked.
+        let was_last = work.open_questions().all(|open| open.ask == ask);
+        if was_last {
+            self.wake(&work, vec![record(event)]).await?;
+        } else {
+            self.0.transport.log.append(vec![record(event)]).await?;
+        }
         let (_, work) = self.history(id).await?;
+        if !was_last && work.open_question().is_none() && !work.status.is_settled() {
+            // The others were answered at the same moment.
+            self.wake(&work, Vec::new()).await?;
+        }
         let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answered_by.as_ref());
         match stands {
             Some(stands) if *stands == by => Ok(work),
@@ -64,12 +74,19 @@ impl Dispatcher {
         }
     }
 
+    /// Lets a work's agent go on, with the time that it has left.
+    async fn wake(&self, work: &Work, records: Vec<Record>) -> Result<()> {
+        let deadline = work.assignment.as_ref().map(|assignment| assignment.deadline().after(work.waited(now())));
+        self.0.transport.queue.wake(&self.target(work), work.work_id, deadline, records).await?;
+        Ok(())
+    }
+
     /// Waits while a question is open, at most for `patience`; gives the work as it is then.
     ///
     /// # Errors
     /// `UnknownWork`, or the transport's.
     pub async fn while_open(&self, id: WorkId, ask: u32, patience: std::time::Duration) -> Result<Arc<Work>> {
-        self.wait_until(id, patience, |work| work.open_question().is_none_or(|open| open.ask != ask)).await
+        self.wait_until(id, patience, |work| work.open_questions().all(|open| open.ask != ask)).await
     }
 
     /// Asks for help on behalf of a running work; gives the work and the question's number. The same question asked again while it
@@ -110,11 +127,14 @@ impl Dispatcher {
                 return Err(refused());
             }
             // The same question again picks up the open one, or an answer that this caller has not had yet.
-            let same = |ask: &Ask| ask.reason == question.reason && ask.context == question.context;
-            let fresh = |exchange: &&Exchange| same(&exchange.ask) && (exchange.answer.is_none() || !caller.has_had(id, exchange.ask.ask));
+            let put =
+                |ask| Ask { ask, reason: question.reason.clone(), context: question.context.clone(), needs: question.needs, parked: false };
+            let fresh =
+                |exchange: &&Exchange| exchange.ask.covers(&put(0)) && (exchange.answer.is_none() || !caller.has_had(id, exchange.ask.ask));
             let known = work.exchanges.iter().rev().find(fresh);
             // One that an attempt asked which then died is put again, under its number.
-            if let Some(known) = known.filter(|known| known.answer.is_some() || matches!(work.status, Status::Escalated { .. })) {
+            let stands = |known: &&Exchange| known.answer.is_some() || work.open_questions().any(|open| open.ask == known.ask.ask);
+            if let Some(known) = known.filter(stands) {
                 return Ok(known.ask.ask);
             }
             if matches!(work.status, Status::Pending(_)) {
@@ -123,16 +143,9 @@ impl Dispatcher {
             let next = || work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
             // A later one was answered since: under its old number nobody would see it.
             let number = known.map(|known| known.ask.ask).filter(|ask| *ask > mark.answered).unwrap_or_else(next);
-            let ask = Ask {
-                ask: number,
-                reason: question.reason.clone(),
-                context: question.context.clone(),
-                needs: question.needs,
-                parked: false,
-            };
             // The agent itself asks through a process of its own station; anybody else asks in its stead.
             let side = if self.target(&work) == self.0.registry.me().station { Side::Leaf } else { Side::Assigner };
-            let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(ask)) };
+            let event = Event { side, ..self.event(&work, attempt, Kind::Escalate(put(number))) };
             self.0.transport.log.append(vec![record(event)]).await?;
         }
         // Others ask and answer at the same moment, again and again.
@@ -141,23 +154,48 @@ impl Dispatcher {
 }
 
 /// The question that an answer is for.
-fn which_question(work: &Work, meant: Option<u32>) -> Result<u32> {
+///
+/// # Errors
+/// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, or `WhichQuestion`.
+pub(crate) fn which_question(work: &Work, meant: Option<u32>) -> Result<u32> {
     let (work_id, last) = (work.work_id, work.exchanges.last());
     let answered = |ask: u32| work.exchanges.iter().any(|exchange| exchange.ask.ask == ask && exchange.answer.is_some());
     match (work.status, meant) {
         (status, _) if status.is_settled() => Err(Error::NotEscalated { work_id, status: status.label() }),
         (_, Some(ask)) if answered(ask) => Err(Error::AnsweredAlready { work_id, ask }),
-        (Status::Escalated { ask: open, .. }, Some(ask)) if ask != open => Err(Error::OtherQuestion { work_id, ask, open }),
-        (Status::Escalated { ask, .. }, _) => Ok(ask),
+        (Status::Escalated { .. }, Some(ask)) if work.open_questions().any(|open| open.ask == ask) => Ok(ask),
+        (Status::Escalated { ask: open, .. }, Some(ask)) => Err(Error::OtherQuestion { work_id, ask, open }),
+        (Status::Escalated { ask, .. }, None) => the_only(work, work.open_questions()).map(|open| open.unwrap_or(ask)),
         // Its agent died with the question open; the next attempt finds the answer.
         (_, Some(ask)) if work.exchanges.iter().any(|exchange| exchange.ask.ask == ask) => Ok(ask),
-        (status, None) => match (work.interrupted_question(), last) {
-            (Some(asked), _) => Ok(asked.ask),
+        (status, None) => match (the_only(work, work.interrupted_questions())?, last) {
+            (Some(ask), _) => Ok(ask),
             (None, Some(last)) => Err(Error::AnsweredAlready { work_id, ask: last.ask.ask }),
             (None, None) => Err(Error::NotEscalated { work_id, status: status.label() }),
         },
         (status, Some(_)) => Err(Error::NotEscalated { work_id, status: status.label() }),
     }
+}
+
+/// The question that an answer is for that names none: of several nobody knows which.
+fn the_only<'a>(work: &Work, mut questions: impl Iterator<Item = &'a Ask>) -> Result<Option<u32>> {
+    let (first, more) = (questions.next(), questions.next());
+    match (first, more) {
+        (Some(first), Some(second)) => {
+            let (shown, left) = ([first, second], questions.count());
+            let shown: Vec<String> = shown.iter().map(|ask| format!("{} ({})", ask.ask, beginning(&ask.reason))).collect();
+            let more = if left > 0 { format!(" and {left} more") } else { String::new() };
+            Err(Error::WhichQuestion { work_id: work.work_id, questions: format!("{}{more}", shown.join(", ")) })
+        }
+        (first, _) => Ok(first.map(|ask| ask.ask)),
+    }
+}
+
+/// As much of a question as tells it from others.
+fn beginning(reason: &str) -> String {
+    const SHOWN_MAX: usize = 80;
+    let cut: String = reason.chars().take(SHOWN_MAX).collect();
+    if cut.len() < reason.len() { format!("{cut}…") } else { cut }
 }
 
 /// Whether an agent may answer a question. It need not be open: one that an agent died with is still for whom it was.

@@ -90,15 +90,14 @@ impl Asked {
         format!("{}/{}", self.work_id, self.ask)
     }
 
-    /// The question that a work is waiting with for a person.
-    pub(super) fn of_person(work: &Work) -> Option<(Self, &Ask)> {
+    /// The questions that a work is waiting with for a person.
+    pub(super) fn of_person(work: &Work) -> impl Iterator<Item = (Self, &Ask)> {
         Self::open(work).filter(|(_, ask)| ask.needs == Needs::Human)
     }
 
-    /// The question that a work is waiting with.
-    pub(super) fn open(work: &Work) -> Option<(Self, &Ask)> {
-        let ask = work.open_question()?;
-        Some((Self { work_id: work.work_id, ask: ask.ask }, ask))
+    /// The questions that a work is waiting with.
+    pub(super) fn open(work: &Work) -> impl Iterator<Item = (Self, &Ask)> {
+        work.open_questions().map(|ask| (Self { work_id: work.work_id, ask: ask.ask }, ask))
     }
 }
 
@@ -188,7 +187,7 @@ impl Server {
                     Err(_) => Ok(Came::Failed("the client is gone".into())),
                 },
                 closed = self.dispatcher().while_open(asked.work_id, asked.ask, patience) => {
-                    let is_open = closed.as_deref().is_ok_and(|work| Asked::open(work).is_some_and(|(open, _)| open == asked));
+                    let is_open = closed.as_deref().is_ok_and(|work| Asked::open(work).any(|(open, _)| open == asked));
                     let why = if is_open { "nobody filled in the form in time" } else { "the question is not open any more" };
                     let _ = handle.cancel(taken_back(why)).await;
                     closed?;

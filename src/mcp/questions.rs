@@ -12,7 +12,7 @@ use super::forms::{Asked, Came, Way};
 use super::problem::Problem;
 use super::server::Server;
 use super::work::{report_schema, required_work};
-use crate::dispatcher::{Question, Reply};
+use crate::dispatcher::{Question, Reply, which_question};
 use crate::model::event::Needs;
 use crate::model::id::WorkId;
 use crate::model::time::Span;
@@ -58,9 +58,9 @@ impl Server {
             return Ok(self.report(&work, Map::new(), call.takes_links()).await.into());
         }
         let work = self.dispatcher().check(id).await?;
+        let meant = which_question(&work, ask).ok().or(ask);
         // What a model says is not what a person says: where they can be asked themselves, they are.
-        let person = Asked::of_person(&work).filter(|(asked, _)| ask.is_none_or(|ask| ask == asked.ask));
-        let meant = ask.or_else(|| work.interrupted_question().map(|asked| asked.ask));
+        let person = Asked::of_person(&work).find(|(asked, _)| Some(asked.ask) == meant);
         let unanswered = work.exchanges.iter().filter(|exchange| exchange.answer.is_none()).map(|exchange| &exchange.ask);
         let interrupted = unanswered.filter(|asked| Some(asked.ask) == meant).find(|asked| asked.needs == Needs::Human);
         match (self.way(&call), person) {
@@ -122,7 +122,7 @@ impl Server {
             patience = Duration::ZERO;
         } else if let Some(way) = self.way(&call) {
             let work = self.dispatcher().check(id).await?;
-            match (way, Asked::of_person(&work).filter(|(asked, _)| asked.ask == ask)) {
+            match (way, Asked::of_person(&work).find(|(asked, _)| asked.ask == ask)) {
                 (_, None) => {}
                 (Way::Retry, Some((_, question))) => return self.form_result(&call, &work, question, declined).await,
                 (Way::Elicit, Some((_, question))) => match self.elicit(&call, &work, question).await? {
@@ -143,10 +143,10 @@ impl Server {
         let work = self.dispatcher().check(id).await?;
         let note = if work.status.is_settled() {
             "the work is settled: nobody will answer; stop working on it".to_owned()
-        } else if caller.work().is_none() && Asked::of_person(&work).is_some() {
+        } else if caller.work().is_none() && Asked::of_person(&work).any(|(asked, _)| asked.ask == ask) {
             format!(
                 "the question is queued for a person: ask your user, and pass on what they say with answer_work, or have them run \
-                 `lattice-mcp work answer {id} TEXT`; do not answer it yourself"
+                 `lattice-mcp work answer {id} TEXT --ask {ask}`; do not answer it yourself"
             )
         } else {
             "the question is queued; call escalate again with the same reason and context to wait on".to_owned()

@@ -282,12 +282,17 @@ impl<'a> Reporter<'a> {
 }
 
 fn how_to_answer(work: &Work, ask: &Ask) -> String {
+    let more = match work.open_questions().count() {
+        0 | 1 => String::new(),
+        open => format!("; it waits for the answers to {open} questions, one after the other"),
+    };
     match ask.needs {
-        Needs::Orchestrator => "call answer_work with the answer; the same work goes on".to_owned(),
+        Needs::Orchestrator => format!("call answer_work with the answer and ask {}; the same work goes on{more}", ask.ask),
         Needs::Human => format!(
-            "only a person may answer this: ask your user, and pass on what they say with answer_work, or have them run \
-             `lattice-mcp work answer {} TEXT`; do not answer it yourself",
-            work.work_id
+            "only a person may answer this: ask your user, and pass on what they say with answer_work and ask {ask}, or have them run \
+             `lattice-mcp work answer {id} TEXT --ask {ask}`; do not answer it yourself{more}",
+            ask = ask.ask,
+            id = work.work_id
         ),
     }
 }

@@ -85,7 +85,7 @@ impl Kept {
     /// The open questions that a person has not declined to answer.
     fn questions<'a>(&'a self, works: &'a [std::sync::Arc<Work>]) -> impl Iterator<Item = (Asked, &'a Work, &'a Ask)> {
         let all = works.iter().flat_map(|work| std::iter::once(work).chain(&work.asking));
-        let open = all.filter_map(|work| Asked::open(work).map(|(asked, ask)| (asked, &**work, ask)));
+        let open = all.flat_map(|work| Asked::open(work).map(|(asked, ask)| (asked, &**work, ask)));
         open.filter(|(asked, _, _)| !self.declined.contains(asked))
     }
 }

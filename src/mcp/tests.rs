@@ -973,7 +973,8 @@ async fn an_earlier_question_to_a_person_is_not_answered_by_a_model_whose_user_c
     let mut client = fixture.client_with(json!({ "elicitation": {} })).await;
     let id = fixture.asks_a_person(&mut client, "helper").await;
     let colour = Ask { ask: 2, reason: "which colour?".into(), context: Value::Null, needs: Needs::Orchestrator, parked: false };
-    fixture.happens(&id, 1, Kind::Escalate(colour)).await;
+    fixture.happens(&id, 2, Kind::Accepted).await;
+    fixture.happens(&id, 2, Kind::Escalate(colour)).await;
     for _ in 0..2 {
         let refused = client.refused("answer_work", json!({ "work_id": id, "ask": 1, "answer": "yes" })).await;
         assert!(refused.contains("for the user"), "{refused}");

@@ -82,8 +82,8 @@ pub(super) struct Wait {
 /// The first question that waits for a person who has not declined to answer it.
 fn question_of_person(works: &[Arc<Work>], declined: &[Asked]) -> Option<(Arc<Work>, Ask)> {
     works.iter().flat_map(|work| std::iter::once(work).chain(&work.asking)).find_map(|work| {
-        let (asked, ask) = Asked::of_person(work)?;
-        (!declined.contains(&asked)).then(|| (work.clone(), ask.clone()))
+        let (_, ask) = Asked::of_person(work).find(|(asked, _)| !declined.contains(asked))?;
+        Some((work.clone(), ask.clone()))
     })
 }
 

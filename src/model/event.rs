@@ -123,6 +123,14 @@ pub struct Ask {
     pub parked: bool,
 }
 
+impl Ask {
+    /// Whether whoever answers this answers `other` as well: the same words, to nobody whose word is worth less.
+    pub fn covers(&self, other: &Self) -> bool {
+        let same = self.reason == other.reason && self.context == other.context;
+        same && (self.needs == other.needs || self.needs == Needs::Human)
+    }
+}
+
 /// Who is asked for help.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -104,7 +104,7 @@ pub enum Status {
     Escalated {
         /// How far it has come.
         mark: Mark,
-        /// The open question's number.
+        /// The number of the open question that is shown; there may be more of them.
         ask: u32,
         /// The agent has ended; the answer starts another attempt.
         parked: bool,
@@ -135,9 +135,10 @@ impl Default for Status {
 }
 
 impl Status {
-    /// The status after one more event: total, and the only place that decides it.
+    /// The status after one more event: total, and the only place that decides it. `open` is the first question of the attempt that
+    /// has no answer once the event counts.
     #[must_use]
-    pub fn after(self, event: &Event) -> Self {
+    pub fn after(self, event: &Event, open: Option<u32>) -> Self {
         let Some(mark) = self.mark() else { return self };
         let attempt = event.attempt;
         let newer = attempt > mark.attempt;
@@ -151,9 +152,9 @@ impl Status {
             Kind::Cancelled { .. } if attempt == 0 => self.asked_to_stop(mark),
             Kind::Retrying { .. } if newer || current => Self::Pending(running).unless_cancelling(),
             Kind::Accepted | Kind::Progress { .. } if newer => Self::Accepted(running),
-            Kind::Escalate(ask) if newer => Self::Accepted(running).asking(ask),
-            Kind::Escalate(ask) if current => self.asking(ask),
-            Kind::Answered { ask, .. } => self.answered(*ask),
+            Kind::Escalate(ask) if newer => Self::Accepted(running).asking(ask, open),
+            Kind::Escalate(ask) if current => self.asking(ask, open),
+            Kind::Answered { ask, .. } => self.answered(*ask, open),
             _ => self,
         }
     }
@@ -200,17 +201,16 @@ impl Status {
         }
     }
 
-    fn asking(self, asked: &Ask) -> Self {
-        match self {
-            Self::Accepted(mark) if asked.ask > mark.answered => {
-                Self::Escalated { mark, ask: asked.ask, parked: asked.parked }.unless_parked_while_cancelling()
-            }
+    fn asking(self, asked: &Ask, open: Option<u32>) -> Self {
+        match (self, open) {
+            (Self::Accepted(mark), Some(ask)) => Self::Escalated { mark, ask, parked: asked.parked }.unless_parked_while_cancelling(),
             // The answer came first: the attempt is over, and the next one has it.
-            Self::Accepted(mark) if asked.parked => Self::Pending(mark).unless_cancelling(),
-            Self::Escalated { mark, ask, parked } if asked.ask >= ask => {
-                Self::Escalated { mark, ask: asked.ask, parked: parked || asked.parked }.unless_parked_while_cancelling()
+            (Self::Accepted(mark), None) if asked.parked => Self::Pending(mark).unless_cancelling(),
+            // Whoever is shown a question answers that one, whatever is asked meanwhile.
+            (Self::Escalated { mark, ask, parked }, _) => {
+                Self::Escalated { mark, ask, parked: parked || asked.parked }.unless_parked_while_cancelling()
             }
-            other => other,
+            (other, _) => other,
         }
     }
 
@@ -221,16 +221,17 @@ impl Status {
         }
     }
 
-    fn answered(self, answered: u32) -> Self {
+    fn answered(self, answered: u32, open: Option<u32>) -> Self {
         let raise = |mark: Mark| Mark { answered: answered.max(mark.answered), ..mark };
         match self {
             Self::Pending(mark) => Self::Pending(raise(mark)),
             Self::Accepted(mark) => Self::Accepted(raise(mark)),
-            Self::Escalated { mark, ask, parked } if answered >= ask => {
-                if parked {
-                    Self::Pending(raise(mark))
-                } else {
-                    Self::Accepted(raise(mark))
+            Self::Escalated { mark, ask, parked } => {
+                let (mark, shown) = (raise(mark), if ask == answered { open } else { Some(ask) });
+                match shown {
+                    Some(ask) => Self::Escalated { mark, ask, parked },
+                    None if parked => Self::Pending(mark),
+                    None => Self::Accepted(mark),
                 }
             }
             other => other,
@@ -275,6 +276,8 @@ pub struct Attempt {
 pub struct Exchange {
     /// The question.
     pub ask: Ask,
+    /// The attempt that asked it last.
+    pub attempt: u32,
     /// When it was asked.
     pub asked_at: Timestamp,
     /// The answer, once there is one.
@@ -449,7 +452,7 @@ impl Work {
             self.late_events += u32::from(!matches!(event.kind, Kind::Assigned(_) | Kind::Other(_) | Kind::Accepted | Kind::Released));
             return;
         }
-        self.status = before.after(event);
+        self.status = before.after(event, self.open_after(event));
         if self.status.is_settled() {
             self.note_end(event);
             self.settle(event);
@@ -480,10 +483,38 @@ impl Work {
         self.assignment.as_ref().filter(|_| waits)?.after.as_ref()
     }
 
-    /// The question that waits for an answer.
+    /// The question that waits for an answer; of several, the one that is shown.
     pub fn open_question(&self) -> Option<&Ask> {
         let Status::Escalated { ask, .. } = self.status else { return None };
         self.exchanges.iter().rev().map(|exchange| &exchange.ask).find(|asked| asked.ask == ask)
+    }
+
+    /// All questions that wait for an answer.
+    pub fn open_questions(&self) -> impl Iterator<Item = &Ask> {
+        let attempt = match self.status {
+            Status::Escalated { mark, .. } => Some(mark.attempt),
+            _ => None,
+        };
+        self.unanswered(attempt)
+    }
+
+    fn unanswered(&self, attempt: Option<u32>) -> impl Iterator<Item = &Ask> {
+        let open = move |exchange: &&Exchange| exchange.answer.is_none() && Some(exchange.attempt) == attempt;
+        self.exchanges.iter().filter(open).map(|exchange| &exchange.ask)
+    }
+
+    /// The first question of the attempt without an answer, once an event counts.
+    fn open_after(&self, event: &Event) -> Option<u32> {
+        let mark = self.status.mark()?;
+        let others = self.unanswered(Some(event.attempt.max(mark.attempt))).map(|asked| asked.ask);
+        match &event.kind {
+            Kind::Answered { ask, .. } => others.filter(|other| other != ask).min(),
+            Kind::Escalate(asked) => {
+                let is_answered = self.exchanges.iter().any(|known| known.ask.ask == asked.ask && known.answer.is_some());
+                others.chain((!is_answered).then_some(asked.ask)).min()
+            }
+            _ => others.min(),
+        }
     }
 
     /// Whether it, or one of its items, waits for an answer.
@@ -491,10 +522,10 @@ impl Work {
         matches!(self.status, Status::Escalated { .. }) || (!self.status.is_settled() && !self.asking.is_empty())
     }
 
-    /// The question that its agent died with, until the next attempt asks it again.
-    pub fn interrupted_question(&self) -> Option<&Ask> {
+    /// The questions that its agent died with, until the next attempt asks them again.
+    pub fn interrupted_questions(&self) -> impl Iterator<Item = &Ask> {
         let runs = !self.status.is_settled() && self.open_question().is_none();
-        self.exchanges.last().filter(|last| runs && last.answer.is_none()).map(|last| &last.ask)
+        self.unanswered(self.exchanges.iter().map(|exchange| exchange.attempt).max().filter(|_| runs))
     }
 
     /// What all its attempts have reported to have used.
@@ -552,13 +583,21 @@ impl Work {
 
     /// How long it waited for other works and for answers in all, up to now; that time does not count against its timeout.
     pub fn waited(&self, now: Timestamp) -> std::time::Duration {
-        let answers = self.exchanges.iter().map(|exchange| self.waited_until(exchange, now).since(exchange.asked_at));
-        answers.chain([self.held_back(now)]).sum()
+        let mut asked: Vec<&Exchange> = self.exchanges.iter().collect();
+        asked.sort_by_key(|exchange| exchange.asked_at);
+        let (mut sum, mut upto) = (self.held_back(now), Timestamp::default());
+        for exchange in asked {
+            // While two questions are open the time goes by once.
+            let until = self.waited_until(exchange, now);
+            sum += until.since(exchange.asked_at.max(upto));
+            upto = upto.max(until);
+        }
+        sum
     }
 
     /// Until when it waited for an answer: to one that its agent died with only until it was tried again.
     fn waited_until(&self, exchange: &Exchange, now: Timestamp) -> Timestamp {
-        let is_open = self.open_question().is_some_and(|open| open.ask == exchange.ask.ask);
+        let is_open = self.open_questions().any(|open| open.ask == exchange.ask.ask);
         match exchange.answered_at {
             Some(at) => at,
             None if is_open => now,
@@ -666,9 +705,13 @@ impl Work {
             Kind::Printed(output) => self.printed = Some(output.clone()),
             Kind::Cancelled { reason } => self.cancel_reason = reason.clone(),
             Kind::Escalate(asked) => match self.exchanges.iter_mut().find(|known| known.ask.ask == asked.ask) {
-                Some(known) => known.ask.parked |= asked.parked,
+                Some(known) => {
+                    known.ask.parked |= asked.parked;
+                    known.attempt = known.attempt.max(event.attempt);
+                }
                 None => self.exchanges.push(Exchange {
                     ask: asked.clone(),
+                    attempt: event.attempt,
                     asked_at: event.at,
                     answer: None,
                     answered_at: None,
@@ -681,7 +724,8 @@ impl Work {
                     Some(known) if known.answer.is_none() => {
                         known.answer = Some(answer.clone());
                         known.answered_at = Some(event.at);
-                        self.attempts.iter_mut().for_each(|attempt| attempt.waits = false);
+                        let waits = matches!(self.status, Status::Escalated { .. });
+                        self.attempts.iter_mut().for_each(|attempt| attempt.waits &= waits);
                         known.answered_by.clone_from(by);
                     }
                     _ => return false,

@@ -211,7 +211,7 @@ proptest! {
     fn the_first_settling_event_wins(events in events()) {
         let mut status = Status::default();
         for event in &events {
-            let next = status.after(event);
+            let next = status.after(event, Some(1));
             if !status.is_settled() && next.is_settled() {
                 let stands =
                     matches!((&event.kind, next), (Kind::Complete { .. }, Status::Complete) | (Kind::Failed { .. }, Status::Failed) | (_, Status::Cancelled));
@@ -245,10 +245,12 @@ proptest! {
 
     #[test]
     fn a_repeated_event_changes_no_status(events in events()) {
-        let mut status = Status::default();
+        let mut twice = Vec::new();
         for event in &events {
-            status = status.after(event);
-            prop_assert_eq!(status, status.after(event), "{:?} came twice", event.kind);
+            twice.push(event.clone());
+            let status = Work::fold(&twice).map(|work| work.status);
+            twice.push(event.clone());
+            prop_assert_eq!(status, Work::fold(&twice).map(|work| work.status), "{:?} came twice", event.kind);
         }
     }
 
@@ -256,7 +258,7 @@ proptest! {
     fn attempts_never_go_back(events in events()) {
         let mut status = Status::default();
         for event in &events {
-            let next = status.after(event);
+            let next = status.after(event, None);
             prop_assert!(attempt_of(next) >= attempt_of(status));
             let older = event.attempt != 0 && event.attempt < attempt_of(status) && !status.is_settled();
             if older && !matches!(event.kind, Kind::Complete { .. }) {
@@ -398,6 +400,42 @@ fn a_question_is_answered_once_and_work_goes_on() {
     assert_eq!(parked.status.label(), "PENDING");
     let crossed = Work::fold(&[event(1, 1, Kind::Accepted), ask(false), answer(1), ask(true)]).unwrap();
     assert_eq!(crossed.status.label(), "PENDING", "the answer and the agent's end crossed");
+}
+
+#[test]
+fn each_of_several_questions_waits_for_its_own_answer() {
+    let ask = |attempt, ask: u32, parked| {
+        let reason = format!("question {ask}");
+        event(attempt, 10 * i64::from(ask), Kind::Escalate(Ask { ask, reason, context: json!({}), needs: Needs::Orchestrator, parked }))
+    };
+    let answer = |ask| event(0, 50 + i64::from(ask), Kind::Answered { ask, answer: json!(ask), by: None });
+    let shown = |work: &Work| (work.status.label(), work.open_question().map(|open| open.ask), work.open_questions().count());
+    let asked = [event(1, 1, Kind::Accepted), ask(1, 1, false), ask(1, 2, false), ask(1, 3, false)];
+    let mut work = Work::fold(&asked).unwrap();
+    assert_eq!(shown(&work), ("ESCALATED", Some(1), 3), "what is shown stays until it is answered");
+    for (answered, then) in [(2, ("ESCALATED", Some(1), 2)), (1, ("ESCALATED", Some(3), 1)), (3, ("ACCEPTED", None, 0))] {
+        work.apply(&answer(answered));
+        assert_eq!(shown(&work), then, "after the answer to {answered}");
+        assert_eq!(work.attempts[0].waits, then.0 == "ESCALATED");
+    }
+    assert_eq!(work.waited(Timestamp::from_millis(500)).as_millis(), 43, "from the first question to the last answer, once");
+
+    let mut parked = Work::fold(&asked).unwrap();
+    [ask(1, 3, true), answer(3), answer(1)].iter().for_each(|event| parked.apply(event));
+    assert_eq!(shown(&parked), ("ESCALATED", Some(2), 1));
+    parked.apply(&answer(2));
+    assert_eq!(shown(&parked), ("PENDING", None, 0));
+
+    // What an attempt died with is not the next one's question until that asks it again.
+    let mut again = Work::fold(&asked).unwrap();
+    let back = Failure::new(FailureKind::Crashed, "");
+    [answer(1), event(1, 90, Kind::Retrying { failure: back, next_at: Timestamp::default() })].iter().for_each(|event| again.apply(event));
+    assert_eq!(again.interrupted_questions().map(|asked| asked.ask).collect::<Vec<_>>(), [2, 3]);
+    again.apply(&event(2, 95, Kind::Accepted));
+    again.apply(&ask(2, 3, false));
+    assert_eq!((shown(&again), again.interrupted_questions().count()), (("ESCALATED", Some(3), 1), 0));
+    again.apply(&answer(3));
+    assert_eq!(shown(&again), ("ACCEPTED", None, 0));
 }
 
 #[test]

@@ -54,8 +54,14 @@ async fn the_work_arrives_whole_on_standard_input() {
     bench.definition.prompt = Prompt::Plain("You are {{x}}".into());
     bench.attempt = 2;
     let ask = Ask { ask: 1, reason: "why".into(), context: json!({"c": 1}), needs: Needs::Human, parked: true };
-    bench.exchanges =
-        vec![Exchange { ask, asked_at: Timestamp::default(), answer: Some(json!("because")), answered_at: None, answered_by: None }];
+    bench.exchanges = vec![Exchange {
+        ask,
+        attempt: 1,
+        asked_at: Timestamp::default(),
+        answer: Some(json!("because")),
+        answered_at: None,
+        answered_by: None,
+    }];
     let Value::String(text) = bench.output().await else { panic!("text") };
     let seen: Value = serde_json::from_str(&text).unwrap();
     let mut expected = serde_json::to_value(&bench.assignment).unwrap();
