@@ -278,7 +278,7 @@ impl Attempt<'_> {
             (Ended::Failed(failure), None) if failure.kind == FailureKind::Quota => self.out_of_quota(failure).await,
             (Ended::Failed(failure), None) if failure.kind == FailureKind::HandedBack => self.hand_back(work, failure).await,
             (Ended::Failed(failure), None) => self.failed(work, failure, None, watch.deadline(), duration_ms).await,
-            (Ended::Parked, None) => self.park(watch.last_ask.take(), watch.closed).await,
+            (Ended::Parked, None) => self.park(watch.last_ask.take(), watch.waits()).await,
             (Ended::Stopped, None) => self.stopped(Why::HandBack, None, duration_ms).await,
         }
     }
@@ -346,14 +346,14 @@ impl Attempt<'_> {
     }
 
     /// Lets go of work that waits for an answer; whoever answers wakes it.
-    async fn park(&self, asked: Option<Ask>, answered: u32) -> Result<()> {
+    async fn park(&self, asked: Option<Ask>, waits: bool) -> Result<()> {
         let Some(ask) = asked else {
             let failure = Failure::new(FailureKind::Agent, "the agent ended to wait for an answer, but asked nothing");
             return self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await;
         };
         let until = now().after(self.leaf.config.lattice.work.answer_timeout.get());
         // The answer may have come before the agent had ended: then nothing wakes the work any more.
-        let from = if answered >= ask.ask { now() } else { until };
+        let from = if waits { until } else { now() };
         self.release(from, Some(until), Kind::Escalate(Ask { parked: true, ..ask })).await?;
         self.heed_late_words().await
     }

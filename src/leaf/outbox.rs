@@ -16,13 +16,15 @@ const QUESTIONS_MAX: usize = 16;
 pub(super) enum Step {
     /// This goes on the log.
     Say(Box<Event>),
+    /// So does this question of the agent's, under the number that is the next one then.
+    Ask(u32),
     /// The item has this deadline from now on.
     Extend(Timestamp),
 }
 
 impl Step {
     fn is_question(&self) -> bool {
-        matches!(self, Self::Say(event) if matches!(event.kind, Kind::Escalate(_)))
+        matches!(self, Self::Ask(_))
     }
 
     /// Makes this step say what a later one does, if nothing is missed then: of progress, of what was used in all, and of a deadline
@@ -68,11 +70,6 @@ impl Outbox {
         self.0.pop_front()
     }
 
-    /// Whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Whether another question has room.
     pub(super) fn has_room(&self) -> bool {
         self.0.iter().filter(|step| step.is_question()).count() < QUESTIONS_MAX
@@ -83,7 +80,7 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::model::budget::Usage;
-    use crate::model::event::{Ask, Needs, Side};
+    use crate::model::event::Side;
     use crate::model::id::RunId;
     use crate::telemetry::{new_instance, new_work_id};
 
@@ -104,15 +101,10 @@ mod tests {
         say(Kind::Progress { pct, message: message.map(str::to_owned) })
     }
 
-    fn ask(number: u32) -> Step {
-        let (reason, context) = (number.to_string(), serde_json::Value::Null);
-        say(Kind::Escalate(Ask { ask: number, reason, context, needs: Needs::default(), parked: false }))
-    }
-
     fn kinds(mut outbox: Outbox) -> Vec<Kind> {
         let said = |step| match step {
             Step::Say(event) => Some(event.kind),
-            Step::Extend(_) => None,
+            Step::Ask(_) | Step::Extend(_) => None,
         };
         std::iter::from_fn(|| outbox.next()).filter_map(said).collect()
     }
@@ -120,7 +112,8 @@ mod tests {
     #[test]
     fn all_that_has_room_is_written_in_its_order() {
         let mut outbox = Outbox::default();
-        let steps = [progress(Some(1.0), None), ask(1), progress(Some(2.0), None), Step::Extend(Timestamp::from_millis(9)), ask(2)];
+        let steps =
+            [progress(Some(1.0), None), Step::Ask(1), progress(Some(2.0), None), Step::Extend(Timestamp::from_millis(9)), Step::Ask(2)];
         steps.iter().for_each(|step| outbox.put(step.clone()));
         assert_eq!(std::iter::from_fn(|| outbox.next()).collect::<Vec<_>>(), steps);
     }
@@ -137,15 +130,14 @@ mod tests {
             outbox.put(Step::Extend(Timestamp::from_millis(n.into())));
             if outbox.has_room() {
                 asked += 1;
-                outbox.put(ask(asked));
+                outbox.put(Step::Ask(asked));
             }
         }
         assert!(asked >= 16 && !outbox.has_room() && outbox.0.len() <= STEPS_MAX + QUESTIONS_MAX + 3, "{asked}, {}", outbox.0.len());
         assert_eq!(outbox.0.iter().rev().find(|step| matches!(step, Step::Extend(_))), Some(&Step::Extend(Timestamp::from_millis(1000))));
-        let kinds = kinds(outbox);
-        let questions: Vec<u32> =
-            kinds.iter().filter_map(|kind| if let Kind::Escalate(ask) = kind { Some(ask.ask) } else { None }).collect();
+        let questions: Vec<u32> = outbox.0.iter().filter_map(|step| if let Step::Ask(own) = step { Some(*own) } else { None }).collect();
         assert_eq!(questions, (1..=asked).collect::<Vec<_>>());
+        let kinds = kinds(outbox);
         let last = |is: fn(&Kind) -> bool| kinds.iter().rev().find(|kind| is(kind)).cloned();
         assert_eq!(last(|kind| matches!(kind, Kind::Used(_))), Some(Kind::Used(Usage { tokens: 1000, ..Usage::default() })));
         assert_eq!(last(|kind| matches!(kind, Kind::Progress { .. })), Some(Kind::Progress { pct: Some(1000.0), message: None }));

@@ -1,6 +1,7 @@
 //! What goes on while an attempt's agent runs: its reports, what is said from outside, and the clock. What is to be written waits for
 //! nothing but the server, and nothing here waits for that.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::TROUBLE_PAUSE;
 use super::attempt::{Attempt, Why, Word};
 use super::claim::Meter;
 use super::outbox::{Outbox, Step};
-use crate::model::event::{Ask, Failure, FailureKind, Kind};
+use crate::model::event::{Ask, Event, Failure, FailureKind, Kind};
 use crate::model::output::Output;
 use crate::model::time::{Span, Timestamp};
 use crate::model::work::{Exchange, Work};
@@ -54,25 +55,45 @@ impl Ears<'_> {
     }
 }
 
+/// A question that the agent itself has asked over its line, and that is not answered.
+struct Own {
+    /// Tells it from others of this attempt.
+    id: u32,
+    /// The question; its number is 0 until it is put, and again when another one was quicker to take that.
+    ask: Ask,
+    /// The event that puts it, but for the number.
+    event: Event,
+    /// Whether it was seen on the log.
+    stands: bool,
+}
+
 /// Watches over a running agent: its reports, what is said from outside, and the clock.
 pub(super) struct Watch<'a> {
     attempt: &'a Attempt<'a>,
     stop: CancellationToken,
     answers: mpsc::Sender<Answer>,
     pub(super) why: Option<Why>,
+    /// The highest number of a question.
     asks: u32,
-    answered: u32,
     /// The last question that has an answer on the log: an earlier one cannot be opened again.
-    pub(super) closed: u32,
+    closed: u32,
+    /// The questions of this attempt on the log that have no answer, whoever put them.
+    open: BTreeSet<u32>,
+    /// Those that had one when the work was looked at: an older look opens none of them again.
+    answered: BTreeSet<u32>,
+    /// What the agent has asked itself: the answers to these are what it hears.
+    own: Vec<Own>,
+    /// How many questions that were, those that are answered included.
+    asked: u32,
     pub(super) last_ask: Option<Ask>,
-    /// What earlier attempts asked, if this one's agent can be handed their answers.
+    /// What earlier attempts asked and this one has not asked again, if its agent can be handed their answers.
     before: Vec<Exchange>,
-    /// Those of these questions that this attempt has asked again, and that are still open.
-    again: Vec<u32>,
     /// What the agent had printed when it was stopped.
     pub(super) printed: Option<Output>,
     /// Since when it waits for an answer.
     waiting: Option<Timestamp>,
+    /// Until when it waits for one.
+    answer_by: Timestamp,
     /// How long it has waited for answers before.
     waited: Duration,
     silence: Duration,
@@ -96,13 +117,16 @@ impl<'a> Watch<'a> {
             answers,
             why: None,
             asks,
-            answered: asks,
             closed: work.status.mark().map_or(0, |mark| mark.answered),
+            open: BTreeSet::new(),
+            answered: BTreeSet::new(),
+            own: Vec::new(),
+            asked: 0,
             last_ask: None,
             before: if attempt.definition.runner.hears_answers() { work.exchanges.clone() } else { Vec::new() },
-            again: Vec::new(),
             printed: None,
             waiting: None,
+            answer_by: now(),
             waited: work.waited(now()),
             silence: silence.map_or(Duration::MAX, Span::get),
             heard_at: Instant::now(),
@@ -158,18 +182,37 @@ impl<'a> Watch<'a> {
         }
         self.tell_usage();
         self.write_all().await?;
+        if ended == Ended::Parked && self.why.is_none() {
+            self.make_sure().await?;
+        }
         Ok(ended)
+    }
+
+    /// Looks at the log until all that the agent has asked stands there under numbers of its own.
+    async fn make_sure(&mut self) -> Result<()> {
+        const TRIES: u32 = 8;
+        let attempt = self.attempt;
+        for _ in 0..TRIES {
+            if self.why.is_some() || self.own.iter().all(|own| own.stands) {
+                break;
+            }
+            let (_, work) = attempt.retrying(|| attempt.leaf.works.history(attempt.delivery.id)).await?;
+            if let Some(work) = work {
+                self.heed(&work);
+            }
+            self.write_all().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a question of the attempt has no answer.
+    pub(super) const fn waits(&self) -> bool {
+        self.waiting.is_some()
     }
 
     /// Writes what waits next, for as long as that takes; never returns while nothing does. Dropping the future loses nothing.
     async fn write(&mut self) -> Result<()> {
-        let attempt = self.attempt;
-        if self.writing.is_none() {
-            self.writing = self.outbox.next().map(|step| match step {
-                Step::Say(event) => attempt.append(vec![record(*event)]).boxed(),
-                Step::Extend(deadline) => attempt.extend(deadline).boxed(),
-            });
-        }
+        self.begin_writing();
         let Some(writing) = &mut self.writing else { return std::future::pending().await };
         let written = writing.await;
         self.writing = None;
@@ -177,10 +220,38 @@ impl<'a> Watch<'a> {
     }
 
     async fn write_all(&mut self) -> Result<()> {
-        while self.writing.is_some() || !self.outbox.is_empty() {
+        while self.begin_writing() {
             self.write().await?;
         }
         Ok(())
+    }
+
+    /// Whether there is something to write.
+    fn begin_writing(&mut self) -> bool {
+        let attempt = self.attempt;
+        while self.writing.is_none()
+            && let Some(step) = self.outbox.next()
+        {
+            self.writing = match step {
+                Step::Say(event) => Some(attempt.append(vec![record(*event)]).boxed()),
+                Step::Extend(deadline) => Some(attempt.extend(deadline).boxed()),
+                Step::Ask(id) => self.put(id).map(|event| attempt.append(vec![record(event)]).boxed()),
+            };
+        }
+        self.writing.is_some()
+    }
+
+    /// The event that puts a question of the agent's, unless it was answered meanwhile. It has the next number as far as anybody here
+    /// knows; whether another one was quicker, the log tells.
+    fn put(&mut self, id: u32) -> Option<Event> {
+        let own = self.own.iter_mut().find(|own| own.id == id)?;
+        // Under the number of an earlier attempt nobody would see it once a later one was answered.
+        if own.ask.ask <= self.closed {
+            self.asks += 1;
+            own.ask.ask = self.asks;
+        }
+        self.last_ask = Some(own.ask.clone());
+        Some(Event { kind: Kind::Escalate(own.ask.clone()), ..own.event.clone() })
     }
 
     fn say(&mut self, kind: Kind) {
@@ -192,8 +263,8 @@ impl<'a> Watch<'a> {
         if self.why.is_some() {
             return Instant::now() + FAR;
         }
-        if let Some(since) = self.waiting {
-            return Instant::now() + since.after(self.answer_timeout()).since(now());
+        if self.waits() {
+            return Instant::now() + self.answer_by.since(now());
         }
         let total = Instant::now() + self.deadline().since(now());
         self.heard_at.checked_add(self.silence).map_or(total, |silent| silent.min(total))
@@ -203,9 +274,10 @@ impl<'a> Watch<'a> {
         if self.why.is_some() {
             return;
         }
-        if let Some(since) = self.waiting {
-            if now() >= since.after(self.answer_timeout()) {
-                let text = format!("timed out: nobody answered question {} in time", self.asks);
+        if self.waits() {
+            if now() >= self.answer_by {
+                let open = self.open.first().copied().unwrap_or(self.asks);
+                let text = format!("timed out: nobody answered question {open} in time");
                 self.end(Why::Failed(Failure::new(FailureKind::TotalTimeout, text)));
             }
             return;
@@ -249,27 +321,53 @@ impl<'a> Watch<'a> {
             Some(mark) if mark.cancelling => self.end(Why::Cancelled(work.cancel_reason.clone())),
             Some(mark) => self.closed = self.closed.max(mark.answered),
         }
+        let mut heard = false;
         for exchange in &work.exchanges {
-            let ask = exchange.ask.ask;
-            if let Some(before) = self.before.iter_mut().find(|before| before.ask.ask == ask) {
+            let number = exchange.ask.ask;
+            self.asks = self.asks.max(number);
+            if let Some(before) = self.before.iter_mut().find(|before| before.ask.ask == number) {
                 before.answer.clone_from(&exchange.answer);
             }
-            // Put by the tool, on the agent's behalf.
-            if ask > self.asks {
-                self.asks = ask;
+            if exchange.answer.is_some() {
+                heard |= self.answered.insert(number);
+                self.open.remove(&number);
+            } else if exchange.attempt == self.attempt.delivery.attempt && !self.answered.contains(&number) && self.open.insert(number) {
                 self.wait_for_answer();
             }
-            let asked_again = self.again.contains(&ask);
-            let Some(answer) = exchange.answer.as_ref().filter(|_| ask > self.answered || asked_again) else { continue };
-            self.answered = self.answered.max(ask);
-            self.again.retain(|again| *again != ask);
-            self.before.retain(|before| before.ask.ask != ask);
-            if ask == self.asks || asked_again {
-                self.resume();
-            }
-            // An agent that does not listen gets the answer with its next attempt.
-            let _ = self.answers.try_send(Answer { ask, answer: answer.clone() });
         }
+        self.heed_own(work);
+        if self.open.is_empty() && self.own.is_empty() {
+            self.resume();
+        } else if heard && self.waits() {
+            // Whoever answered may have known of no other question, and have set the deadline for work that goes on.
+            self.outbox.put(Step::Extend(self.answer_by));
+        }
+    }
+
+    /// Hands the agent the answers to what it has asked itself, and asks again what another question took the number of.
+    fn heed_own(&mut self, work: &Work) {
+        for mut own in std::mem::take(&mut self.own) {
+            match work.exchanges.iter().find(|exchange| exchange.ask.ask == own.ask.ask) {
+                Some(exchange) if exchange.ask.covers(&own.ask) => {
+                    if let Some(answer) = &exchange.answer {
+                        self.answer(own.ask, answer.clone());
+                        continue;
+                    }
+                    own.stands = exchange.attempt == self.attempt.delivery.attempt;
+                }
+                Some(_) => {
+                    own.ask.ask = 0;
+                    self.outbox.put(Step::Ask(own.id));
+                }
+                None => {}
+            }
+            self.own.push(own);
+        }
+    }
+
+    /// An agent that does not listen gets the answer with its next attempt.
+    fn answer(&self, ask: Ask, answer: serde_json::Value) {
+        let _ = self.answers.try_send(Answer { ask: ask.ask, reason: ask.reason, context: ask.context, answer });
     }
 
     fn take_in(&mut self, report: Report) {
@@ -283,37 +381,33 @@ impl<'a> Watch<'a> {
             }
             Report::Progress { pct, message } => Kind::Progress { pct, message },
             Report::Escalate { reason, context, needs } => {
-                let before = self.before.iter().position(|before| before.ask.reason == reason && before.ask.context == context);
-                let number = match before.map(|at| (self.before[at].ask.ask, self.before[at].answer.clone(), at)) {
-                    // An earlier attempt asked that, and died before it had the answer.
-                    Some((ask, Some(answer), at)) => {
-                        self.before.remove(at);
-                        let _ = self.answers.try_send(Answer { ask, answer });
-                        return;
-                    }
-                    // It is the same question still: whoever is about to answer it does not answer in vain.
-                    Some((ask, None, _)) if ask > self.closed => {
-                        self.again.push(ask);
-                        ask
-                    }
-                    // A later one was answered since: under its old number nobody would see it.
-                    _ => {
-                        self.asks += 1;
-                        self.asks
-                    }
-                };
-                self.tell_usage();
-                self.wait_for_answer();
-                let ask = Ask { ask: number, reason, context, needs, parked: false };
-                self.last_ask = Some(ask.clone());
-                Kind::Escalate(ask)
+                return self.ask(Ask { ask: 0, reason, context, needs, parked: false });
             }
         };
         self.say(kind);
     }
 
+    /// Takes in a question of the agent's own.
+    fn ask(&mut self, mut ask: Ask) {
+        if let Some(at) = self.before.iter().position(|before| before.ask.covers(&ask)) {
+            let before = self.before.remove(at);
+            ask.ask = before.ask.ask;
+            // An earlier attempt asked that, and died before it had the answer.
+            if let Some(answer) = before.answer {
+                return self.answer(ask, answer);
+            }
+            // It is the same question still: whoever is about to answer it does not answer in vain.
+        }
+        self.asked += 1;
+        self.tell_usage();
+        self.wait_for_answer();
+        self.outbox.put(Step::Ask(self.asked));
+        let event = self.attempt.event(Kind::Escalate(ask.clone()));
+        self.own.push(Own { id: self.asked, ask, event, stands: false });
+    }
+
     fn rest(&mut self) {
-        if self.rests && self.waiting.is_some() {
+        if self.rests && self.waits() {
             self.end(Why::HandBack);
         }
     }
@@ -328,18 +422,15 @@ impl<'a> Watch<'a> {
     /// While a question is open the clocks stand still, and the item's deadline is the answer's.
     fn wait_for_answer(&mut self) {
         self.waiting.get_or_insert_with(now);
-        self.outbox.put(Step::Extend(now().after(self.answer_timeout())));
+        self.answer_by = now().after(self.attempt.leaf.config.lattice.work.answer_timeout.get());
+        self.outbox.put(Step::Extend(self.answer_by));
         self.rest();
     }
 
-    fn answer_timeout(&self) -> Duration {
-        self.attempt.leaf.config.lattice.work.answer_timeout.get()
-    }
-
+    /// The clocks go on, if they stood still.
     fn resume(&mut self) {
-        if let Some(since) = self.waiting.take() {
-            self.waited += now().since(since);
-        }
+        let Some(since) = self.waiting.take() else { return };
+        self.waited += now().since(since);
         self.heard_at = Instant::now();
         self.outbox.put(Step::Extend(self.deadline()));
     }

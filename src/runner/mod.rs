@@ -74,6 +74,10 @@ pub enum Report {
 pub struct Answer {
     /// The question's number.
     pub ask: u32,
+    /// What the agent asked.
+    pub reason: String,
+    /// What it said to help with the decision.
+    pub context: Value,
     /// The answer.
     pub answer: Value,
 }
@@ -82,7 +86,7 @@ pub struct Answer {
 pub struct Line {
     /// Where the agent's reports go; when it is full, the runner waits.
     pub reports: mpsc::Sender<Report>,
-    /// Where answers come from.
+    /// Where answers come from: to what the agent itself has asked over this line, and to nothing else.
     pub answers: mpsc::Receiver<Answer>,
     /// Cancelled when the agent must stop: TERM, then KILL.
     pub stop: CancellationToken,

@@ -356,3 +356,77 @@ async fn the_questions_of_an_orders_items_are_seen_and_answered_through_its_hand
     let form = modern(&client, "tools/call", json!({"name": "await_work", "arguments": {"work_id": map, "timeout": "30s"}})).await;
     assert!(form["result"]["resultType"] == "input_required" && form.to_string().contains("may I?"), "{form}");
 }
+
+/// What waits for a file, and then asks this; `then` follows.
+fn asking_at(gate: &str, questions: &[(&str, &str)], then: &str) -> String {
+    let ask = |(reason, needs): &(&str, &str)| {
+        format!("echo '::lattice {{\"escalate\": {{\"reason\": \"{reason}\", \"needs\": \"{needs}\"}}}}'\n")
+    };
+    format!("read -r order\nwhile [ ! -e {gate} ]; do sleep 0.02; done\n{}{then}", questions.iter().map(ask).collect::<String>())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_somebody_elses_question_is_none_to_the_agents_own() {
+    let place = Place::new();
+    let own = [("may I delete it?", "human")];
+    interactive(&place, "waits", &asking_at("go", &own, "read -r answer; printf '%s' \"$answer\""));
+    interactive(&place, "ends", &asking_at("go", &own, "exit 0"));
+    let (client, other) = (place.client().await, place.client().await);
+    let works = [client.assign("waits", "x").await, client.assign("ends", "x").await];
+    for id in &works {
+        reaches(&client, id, "ACCEPTED").await;
+        let asked = json!({"work_id": id, "reason": "in English?"});
+        let (heard, ()) = tokio::join!(other.call("escalate", asked), async {
+            reaches(&client, id, "ESCALATED").await;
+            client.call("answer_work", json!({"work_id": id, "answer": "theirs", "ask": 1})).await;
+        });
+        assert_eq!(heard["answer"], "theirs", "{heard}");
+    }
+    std::fs::write(place.agents.path().join("go"), "").unwrap();
+    for id in &works {
+        let asking = reaches(&client, id, "ESCALATED").await;
+        let question = &asking["question"];
+        assert_eq!((&question["ask"], &question["reason"], &question["needs"]), (&json!(2), &json!("may I delete it?"), &json!("human")));
+    }
+    client.call("answer_work", json!({"work_id": works[0], "answer": "mine", "ask": 2})).await;
+    let done = client.settled(&works[0]).await;
+    assert_eq!(done["status"], "COMPLETE", "{done}");
+    let heard: Value = done["result"].as_str().map_or_else(|| done["result"].clone(), |text| serde_json::from_str(text).unwrap());
+    assert_eq!(heard, json!({"answer": "mine", "ask": 2, "reason": "may I delete it?", "context": null}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_two_open_questions_is_seen_and_gets_its_own_answer() {
+    for stage in Stage::both() {
+        let both = [("which colour?", "orchestrator"), ("which size?", "orchestrator")];
+        let hear = "read -r one; read -r two; printf '%s\\n%s' \"$one\" \"$two\"";
+        interactive(&stage.place, "waits", &asking_at("go", &both, hear));
+        let ends = asking_at("go", &both, "exit 0");
+        let ends = ends.replace("read -r order\n", "order=$(cat); case \"$order\" in *exchanges*) printf %s \"$order\"; exit;; esac\n");
+        stage.place.agent("ends", "", &ends);
+        let (client, _leaf) = stage.open(&["waits", "ends"]).await;
+        std::fs::write(stage.place.agents.path().join("go"), "").unwrap();
+        for (agent, attempt) in [("waits", 1), ("ends", 2)] {
+            let id = client.assign(agent, "x").await;
+            let asking = crate::lifecycle::eventually("both are asked", async || {
+                let work = client.call("check_work", json!({"work_id": id})).await;
+                work["next"].as_str().is_some_and(|next| next.contains("2 questions")).then_some(work)
+            })
+            .await;
+            assert_eq!(asking["question"]["ask"], 1, "{asking}");
+            assert!(asking["next"].as_str().unwrap().contains("ask 1"), "{asking}");
+            let which = client.refusal("answer_work", json!({"work_id": id, "answer": "red"})).await;
+            assert!(which.contains("1 (which colour?), 2 (which size?)") && which.contains("with ask"), "{which}");
+            let left = client.call("answer_work", json!({"work_id": id, "answer": "large", "ask": 2})).await;
+            assert_eq!((&left["status"], &left["question"]["ask"]), (&json!("ESCALATED"), &json!(1)), "{left}");
+            client.call("answer_work", json!({"work_id": id, "answer": "red"})).await;
+            let done = client.settled(&id).await;
+            assert_eq!((&done["status"], &done["attempt"]), (&json!("COMPLETE"), &json!(attempt)), "{done}");
+            let heard = done["result"].to_string().replace('\\', "");
+            for (ask, reason, answer) in [(1, "which colour?", "red"), (2, "which size?", "large")] {
+                let line = heard.split('{').find(|part| part.contains(reason)).unwrap_or_else(|| panic!("{done}"));
+                assert!(line.contains(&format!("\"ask\":{ask}")) && line.contains(&format!("\"answer\":\"{answer}\"")), "{done}");
+            }
+        }
+    }
+}

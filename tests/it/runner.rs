@@ -372,12 +372,26 @@ async fn an_interactive_program_reads_its_answers() {
         .talk(|report, answers, _| {
             if matches!(report, Report::Escalate { .. }) {
                 ask += 1;
-                answers.try_send(Answer { ask, answer: json!({"n": ask}) }).unwrap();
+                answers.try_send(Answer { ask, reason: "?".into(), context: Value::Null, answer: json!({"n": ask}) }).unwrap();
             }
         })
         .await;
-    let expected = "{\"answer\":{\"n\":1},\"ask\":1}\n{\"answer\":{\"n\":2},\"ask\":2}";
-    assert_eq!(ended, Ended::Complete(Output::Inline(json!(expected))));
+    let line = |n| json!({"answer": {"n": n}, "ask": n, "reason": "?", "context": null}).to_string();
+    assert_eq!(ended, Ended::Complete(Output::Inline(json!(format!("{}\n{}", line(1), line(2))))));
+}
+
+#[tokio::test]
+async fn an_answer_to_what_a_program_has_not_asked_answers_none_of_its_questions() {
+    let mut bench = Bench::script("read -r work; echo '::lattice {\"escalate\": {\"reason\": \"mine?\"}}'; read -r answer; exit 0");
+    bench.command(&["./work.sh"]).interactive = true;
+    let (ended, _) = bench
+        .talk(|report, answers, _| {
+            if matches!(report, Report::Escalate { .. }) {
+                answers.try_send(Answer { ask: 1, reason: "theirs?".into(), context: Value::Null, answer: json!("yes") }).unwrap();
+            }
+        })
+        .await;
+    assert_eq!(ended, Ended::Parked);
 }
 
 #[tokio::test]

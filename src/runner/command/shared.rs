@@ -1,16 +1,16 @@
 //! What the parts of one run tell each other and the leaf.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::event::Failure;
 use crate::model::output::Output;
-use crate::runner::Report;
+use crate::runner::{Answer, Report};
 
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,8 +28,8 @@ pub(super) struct Shared {
     trouble: OnceLock<Failure>,
     note: OnceLock<String>,
     alive_at: Mutex<Option<Instant>>,
-    asked: AtomicU32,
-    answered: AtomicU32,
+    /// What the program has asked and has no answer to.
+    asked: Mutex<Vec<(String, Value)>>,
 }
 
 impl Shared {
@@ -44,15 +44,14 @@ impl Shared {
             trouble: OnceLock::new(),
             note: OnceLock::new(),
             alive_at: Mutex::new(None),
-            asked: AtomicU32::new(0),
-            answered: AtomicU32::new(0),
+            asked: Mutex::default(),
         }
     }
 
     /// Passes a report on; waits for room, but not when the run is to stop.
     pub(super) async fn report(&self, report: Report) {
-        if matches!(report, Report::Escalate { .. }) {
-            self.asked.fetch_add(1, Ordering::Relaxed);
+        if let Report::Escalate { reason, context, .. } = &report {
+            self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((reason.clone(), context.clone()));
         }
         tokio::select! {
             biased;
@@ -99,12 +98,15 @@ impl Shared {
     }
 
     /// An answer has reached the program.
-    pub(super) fn answered(&self) {
-        self.answered.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn answered(&self, answer: &Answer) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = asked.iter().position(|(reason, context)| *reason == answer.reason && *context == answer.context) {
+            asked.remove(at);
+        }
     }
 
-    /// Whether a question is open.
+    /// Whether a question of the program's own is open.
     pub(super) fn is_asking(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) > self.answered.load(Ordering::Relaxed)
+        !self.asked.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }

@@ -15,13 +15,14 @@ pub(super) async fn feed(mut stdin: ChildStdin, start: String, input: &Input, an
     let _ = work(&mut stdin, start, input, shared).await;
     let Some(mut answers) = answers else { return };
     while let Some(answer) = answers.recv().await {
-        let line = format!("{}\n", json!({"answer": answer.answer, "ask": answer.ask}));
+        let said = json!({"answer": answer.answer, "ask": answer.ask, "reason": answer.reason, "context": answer.context});
+        let line = format!("{said}\n");
         let written = async {
             stdin.write_all(line.as_bytes()).await?;
             stdin.flush().await
         };
         if written.await.is_ok() {
-            shared.answered();
+            shared.answered(&answer);
         }
     }
 }

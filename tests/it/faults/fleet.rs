@@ -120,6 +120,16 @@ impl Fleet {
             .await
     }
 
+    /// Waits until a work's agent has noted this.
+    pub(super) async fn until_noted(&self, work_id: &str, what: &str) {
+        let ran = self.dir.path().join("ran");
+        eventually(&format!("{work_id} notes {what}"), async || {
+            let text = std::fs::read_to_string(&ran).unwrap_or_default();
+            text.lines().any(|line| line.starts_with(work_id) && line.contains(&format!(" {what} "))).then_some(())
+        })
+        .await;
+    }
+
     fn folder(&self, name: &str) -> PathBuf {
         let folder = self.dir.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::fleet::{Fleet, kill, until_online};
+use super::proxy::{Line, Proxy};
 use crate::lifecycle::reaches;
 use crate::nats_server::NatsServer;
 use crate::questions::{CAREFUL, begin_task, fill_in, modern, stands};
@@ -71,5 +72,41 @@ async fn a_task_is_answered_by_any_process_of_its_caller_and_by_no_other() {
     fill_in(&desk, &task, &asking, "yes").await;
     let done = stands(&desk, &task, "completed").await;
     assert!(done["result"]["structuredContent"]["result"].to_string().contains("yes"), "{done}");
+    fleet.assert_calm();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_another_one_overtakes_is_asked_all_the_same_and_hears_its_own_answer() {
+    let server = NatsServer::start();
+    let proxy = Proxy::before(server.port()).await;
+    let mut fleet = Fleet::new(&server.url());
+    fleet.elsewhere("slow", &[], &proxy.url());
+    let careful = CAREFUL.replace("\nread -r answer", "\nnote asked\nread -r answer");
+    fleet.agent_with("fleet", "careful", "", true, &format!("wait_for ask\n{careful}"));
+    let _leaf = fleet.leaf("slow", "fleet");
+    let (desk, other) = (fleet.desk("desk").await, fleet.desk("other").await);
+    until_online(&desk, &["careful"]).await;
+    let id = desk.assign("careful", "act").await;
+    fleet.until_begun(&id, 1).await;
+
+    // The question is on its way while another one is put.
+    proxy.set(Line::Frozen);
+    fleet.open("ask");
+    fleet.until_noted(&id, "asked").await;
+    let asked = json!({"work_id": id, "reason": "in English?"});
+    let (heard, ()) = tokio::join!(other.call("escalate", asked), async {
+        let asking = reaches(&desk, &id, "ESCALATED").await;
+        assert_eq!((&asking["question"]["ask"], &asking["question"]["reason"]), (&json!(1), &json!("in English?")), "{asking}");
+        desk.call("answer_work", json!({"work_id": id, "answer": "theirs", "ask": 1})).await;
+    });
+    assert_eq!(heard["answer"], "theirs", "{heard}");
+    proxy.set(Line::Open);
+    let asking = reaches(&desk, &id, "ESCALATED").await;
+    assert_eq!((&asking["question"]["ask"], &asking["question"]["reason"]), (&json!(2), &json!("may I?")), "{asking}");
+    assert_eq!(asking["question"]["needs"], "human", "{asking}");
+    desk.call("answer_work", json!({"work_id": id, "answer": "mine", "ask": 2})).await;
+    let settled = desk.settled(&id).await;
+    assert_eq!((&settled["status"], &settled["attempt"]), (&json!("COMPLETE"), &json!(1)), "{settled}");
+    assert!(settled["result"].to_string().contains("mine"), "{settled}");
     fleet.assert_calm();
 }
