@@ -191,6 +191,14 @@ pub enum Error {
         /// Their numbers, and how they begin.
         questions: String,
     },
+    /// One attempt asks without end.
+    #[error("work {work_id} has asked {max} questions in its attempt, and may ask no more (lattice.work.questions_max)")]
+    ManyQuestions {
+        /// The work.
+        work_id: WorkId,
+        /// How many one attempt may ask.
+        max: u32,
+    },
     /// An agent would answer a question that its own work asks.
     #[error("question {ask} of work {work_id} is this agent's own, and no agent answers itself")]
     OwnQuestion {

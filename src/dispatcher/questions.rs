@@ -93,7 +93,7 @@ impl Dispatcher {
     /// is open is not a second one.
     ///
     /// # Errors
-    /// `NoWork`, `NotRunning`, `LongText`, `UnknownWork`, or the transport's.
+    /// `NoWork`, `NotRunning`, `ManyQuestions`, `LongText`, `UnknownWork`, or the transport's.
     pub async fn escalate(&self, caller: &Caller, work_id: Option<WorkId>, question: Question) -> Result<(WorkId, u32)> {
         self.vet_text("reason", question.reason.len())?;
         let id = work_id.or(caller.work().map(|bound| bound.work_id)).ok_or(Error::NoWork)?;
@@ -139,6 +139,10 @@ impl Dispatcher {
             }
             if matches!(work.status, Status::Pending(_)) {
                 return Err(refused());
+            }
+            let max = self.0.config.lattice.work.questions_max;
+            if work.exchanges.iter().filter(|exchange| exchange.attempt == attempt).count() >= max as usize {
+                return Err(Error::ManyQuestions { work_id: id, max });
             }
             let next = || work.exchanges.iter().map(|exchange| exchange.ask.ask).max().unwrap_or(0) + 1;
             // A later one was answered since: under its old number nobody would see it.

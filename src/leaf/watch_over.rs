@@ -398,6 +398,12 @@ impl<'a> Watch<'a> {
             }
             // It is the same question still: whoever is about to answer it does not answer in vain.
         }
+        let max = self.attempt.leaf.config.lattice.work.questions_max;
+        if self.asked >= max {
+            let agent = &self.attempt.assignment.agent_name;
+            let text = format!("agent {agent} asked more than {max} questions in one attempt (lattice.work.questions_max)");
+            return self.end(Why::Failed(Failure::new(FailureKind::Limit, text)));
+        }
         self.asked += 1;
         self.tell_usage();
         self.wait_for_answer();

@@ -210,6 +210,7 @@ fn next_step(error: &Error) -> String {
         Error::AnsweredAlready { work_id, .. } => format!("The first answer stands; go on with await_work {work_id}."),
         Error::OtherQuestion { work_id, .. } => format!("Read the question with check_work {work_id}, then answer that one."),
         Error::WhichQuestion { .. } => "Call answer_work again with ask: the number of the question that is answered.".into(),
+        Error::ManyQuestions { .. } => "Decide with the answers that there are, or give up and say what is missing.".into(),
         Error::OwnQuestion { .. } => {
             "Whoever assigned the work answers: call escalate again with the same reason and context to wait on.".into()
         }
@@ -302,6 +303,7 @@ mod tests {
             Error::AnsweredAlready { work_id, ask: 1 },
             Error::OtherQuestion { work_id, ask: 1, open: 2 },
             Error::WhichQuestion { work_id, questions: "1 (which colour?), 2 (which size?)".into() },
+            Error::ManyQuestions { work_id, max: 100 },
             Error::OwnQuestion { work_id, ask: 1 },
             Error::ForAPerson { work_id, ask: 1 },
             Error::NotRunning { work_id, status: "PENDING" },

@@ -430,3 +430,32 @@ async fn each_of_two_open_questions_is_seen_and_gets_its_own_answer() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_may_ask_so_many_questions_and_no_more() {
+    let place = Place::new();
+    let questions = [("1?", "orchestrator"), ("2?", "orchestrator"), ("3?", "orchestrator")];
+    interactive(&place, "few", &asking_at("go", &questions[..2], "read -r one; read -r two; while [ ! -e end ]; do sleep 0.02; done"));
+    place.agent("many", "", &asking_at("go", &questions, "sleep 60"));
+    std::fs::write(place.agents.path().join("go"), "").unwrap();
+    let client = place.client_with(&[("LATTICE_WORK_QUESTIONS_MAX", "2")]).await;
+    let id = client.assign("many", "x").await;
+    let failed =
+        crate::lifecycle::eventually("it settles", async || Some(client.settled(&id).await).filter(|work| work["status"] != "ESCALATED"))
+            .await;
+    assert_eq!((&failed["status"], &failed["error"]["kind"]), (&json!("FAILED"), &json!("limit")), "{failed}");
+    assert!(failed.to_string().contains("more than 2 questions") && failed.to_string().contains("lattice.work.questions_max"), "{failed}");
+
+    let id = client.assign("few", "x").await;
+    for ask in [1, 2] {
+        crate::lifecycle::eventually("it is asked", async || {
+            let answer = json!({"work_id": id, "answer": "yes", "ask": ask});
+            client.try_call("answer_work", answer).await.unwrap().is_ok().then_some(())
+        })
+        .await;
+    }
+    let refused = client.refusal("escalate", json!({"work_id": id, "reason": "3?"})).await;
+    assert!(refused.contains("2 questions") && refused.contains("lattice.work.questions_max"), "{refused}");
+    std::fs::write(place.agents.path().join("end"), "").unwrap();
+    assert_eq!(client.settled(&id).await["status"], "COMPLETE");
+}
