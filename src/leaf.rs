@@ -373,6 +373,10 @@ impl Leaf {
                     Err(error) => tracing::warn!(work_id = %delivery.id, %error, "a hold is lost, and it is not known to whom"),
                 }
             }
+            if !lost.is_empty() {
+                // Of the others nothing is said.
+                return Ok(());
+            }
         }
         self.0.held_ms.store(at.as_millis(), Ordering::Relaxed);
         Ok(())

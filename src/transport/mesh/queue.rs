@@ -160,8 +160,18 @@ impl Queue for Mesh {
             if self.is_local(delivery.id).await? { here.push(delivery.clone()) } else { there.push(delivery.clone()) }
         }
         let mut lost = if here.is_empty() { Vec::new() } else { self.local.queue.extend(&here, lease, deadline).await? };
-        if !there.is_empty() {
-            lost.extend(self.far()?.queue.extend(&there, lease, deadline).await?);
+        if there.is_empty() {
+            return Ok(lost);
+        }
+        let extended = match self.far() {
+            Ok(far) => far.queue.extend(&there, lease, deadline).await,
+            Err(away) => Err(away),
+        };
+        match extended {
+            Ok(more) => lost.extend(more),
+            // What was lost here is lost, whatever becomes of the others.
+            Err(error) if !lost.is_empty() => tracing::debug!(%error, "what is held on the server cannot be extended now"),
+            Err(error) => return Err(error),
         }
         Ok(lost)
     }
@@ -303,6 +313,23 @@ mod tests {
         assert_eq!(begin(3).await, 0);
         near.close();
         far.close();
+    }
+
+    #[tokio::test]
+    async fn what_was_lost_here_is_told_while_the_server_is_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let near = local::open(dir.path(), &Config::default().lattice.storage).unwrap();
+        let station: StationId = "here".parse().unwrap();
+        let (mesh, _away) = crate::transport::mesh::pair(near.transport(), None);
+        let (ours, theirs) = (new_work_id(), new_work_id());
+        let record = Record { subject: Subject::Status(ours), body: "{}".into() };
+        mesh.queue.push(&station, item(ours, None), 9, Some(record)).await.unwrap();
+        // Nobody has taken the one, so the first attempt holds nothing; where the other one lives cannot be reached.
+        let held = [ours, theirs].map(|id| Delivery { station: station.clone(), id, attempt: 1 });
+        let lease = Duration::from_secs(9);
+        assert_eq!(mesh.queue.extend(&held, lease, None).await.unwrap(), held[..1]);
+        assert!(matches!(mesh.queue.extend(&held[1..], lease, None).await, Err(Error::Unreachable(_))));
+        near.close();
     }
 
     #[tokio::test]
