@@ -685,7 +685,8 @@ mod tests {
             }
             let end = self.end.fetch_add(limit as u64, Ordering::Relaxed);
             let subject = transport::Subject::Status(crate::telemetry::new_work_id());
-            let entry = |seq| Entry { position: Position::of(seq), subject: subject.clone(), by: None, body: "{}".into() };
+            let entry =
+                |seq| Entry { position: Position::of(seq), subject: subject.clone(), by: None, is_forwarded: false, body: "{}".into() };
             Ok((after.seq.saturating_add(1)..=end).take(limit).map(entry).collect())
         }
 

@@ -36,8 +36,8 @@ const FORWARD_BATCH: usize = 256;
 const HEARD: &str = "mesh.heard";
 /// How often it is looked whether any work still lives here.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How many events of one work are compared.
-const HISTORY_MAX: usize = 4096;
+/// How many events of one work are read at once.
+const HISTORY_BATCH: usize = 1024;
 /// Numbers of children that were given while the server was away begin here, apart from the server's.
 const CHILDREN_APART: u64 = 1 << 40;
 
@@ -271,9 +271,7 @@ impl Mesh {
         };
         // Whoever hears of a work from here on may speak of it at once.
         self.heard(&far).await?;
-        let row = self.local.table.get(Bucket::Keys, FORWARDED).await?;
-        let mut after = row.and_then(|row| std::str::from_utf8(&row.value).ok()?.parse().ok()).unwrap_or(0);
-        let mut follow = self.local.log.follow(Filter::AllWork, Position::of(after)).await?;
+        let mut follow = self.local.log.follow(Filter::AllWork, Position::of(self.forwarded().await?.0)).await?;
         let mut reach = self.reach.clone();
         let mut is_sealed = false;
         loop {
@@ -293,12 +291,17 @@ impl Mesh {
                 }
             };
             for some in entries.chunks(FORWARD_BATCH) {
-                for entry in some {
+                // Another process of this folder may have been quicker.
+                let (already, _) = self.forwarded().await?;
+                for entry in some.iter().filter(|entry| entry.position.seq > already) {
+                    let Some(id) = entry.subject.work() else { continue };
                     self.take_blobs_along(&far, &entry.body).await?;
-                    far.log.append(vec![Record { subject: entry.subject.clone(), body: entry.body.clone() }]).await?;
-                    after = entry.position.seq;
+                    let record = Record { subject: entry.subject.clone(), body: entry.body.clone() };
+                    far.log.forward(record, &format!("{id}.{}", entry.position.seq)).await?;
                 }
-                self.remember_forwarded(after).await?;
+                if let Some(last) = some.last() {
+                    self.remember_forwarded(last.position.seq).await?;
+                }
             }
         }
     }
@@ -377,15 +380,11 @@ impl Mesh {
                 },
             };
             for entry in entries {
-                if let Some(id) = entry.subject.work()
+                // What was forwarded from here stands here.
+                if !entry.is_forwarded
+                    && let Some(id) = entry.subject.work()
                     && self.is_local(id).await?
-                    && !self
-                        .local
-                        .log
-                        .read(Filter::Work(id), Position::default(), HISTORY_MAX)
-                        .await?
-                        .iter()
-                        .any(|known| known.body == entry.body)
+                    && !self.has_heard(id, &entry.body).await?
                 {
                     let record = Record { subject: entry.subject, body: entry.body };
                     self.local.queue.wake(&self.station, id, None, vec![record]).await?;
@@ -395,9 +394,41 @@ impl Mesh {
         }
     }
 
+    /// Whether the local log has this of a work, however much it has of it.
+    async fn has_heard(&self, id: WorkId, body: &Bytes) -> Result<bool> {
+        let mut after = Position::default();
+        loop {
+            let known = self.local.log.read(Filter::Work(id), after, HISTORY_BATCH).await?;
+            if known.iter().any(|known| known.body == *body) {
+                return Ok(true);
+            }
+            if known.len() < HISTORY_BATCH {
+                return Ok(false);
+            }
+            after = after.past(&known);
+        }
+    }
+
+    /// Up to where the local log was forwarded, by whichever process of this folder, and the row's revision.
+    async fn forwarded(&self) -> Result<(u64, Option<u64>)> {
+        let row = self.local.table.get(Bucket::Keys, FORWARDED).await?;
+        let upto = row.as_ref().and_then(|row| std::str::from_utf8(&row.value).ok()?.parse().ok());
+        Ok((upto.unwrap_or(0), row.map(|row| row.revision)))
+    }
+
     async fn remember_forwarded(&self, upto: u64) -> Result<()> {
-        let value = Bytes::from(upto.to_string());
-        self.local.table.put(Bucket::Keys, FORWARDED, value, Expect::Any, None).await.map(|_| ())
+        loop {
+            let (known, revision) = self.forwarded().await?;
+            if known >= upto {
+                return Ok(());
+            }
+            let expect = revision.map_or(Expect::Absent, Expect::Revision);
+            match self.local.table.put(Bucket::Keys, FORWARDED, Bytes::from(upto.to_string()), expect, None).await {
+                // Another process of this folder, which may not have come as far.
+                Err(Error::Conflict { .. }) => {}
+                other => return other.map(|_| ()),
+            }
+        }
     }
 }
 
@@ -467,4 +498,60 @@ pub(crate) fn pair(local: Transport, far: Option<Transport>) -> (Transport, watc
     let reach = watch::channel(Reach::Connected).1;
     let place = Place { station: "here".parse().unwrap(), instance: crate::telemetry::new_instance(), forwards: false };
     (compose(local, far, reach, place, TaskTracker::new(), CancellationToken::new()), opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::model::turn::Turn;
+    use crate::telemetry::{new_instance, new_work_id};
+    use crate::transport::{Item, Subject, local};
+
+    #[tokio::test]
+    async fn a_word_on_a_work_of_which_much_was_said_comes_home_once() {
+        // The order, and more than is read at once, or was ever compared.
+        const MUCH: usize = 1 + 5000;
+        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = Config::default().lattice.storage;
+        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let station: StationId = "here".parse().unwrap();
+        let (server, opened) = watch::channel(None);
+        let (_reach, reach) = watch::channel(Reach::Connected);
+        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let place = Place { station: station.clone(), instance: new_instance(), forwards: true };
+        let mesh = compose(near.transport(), opened, reach, place, tasks.clone(), cancel.clone());
+        let (id, turn) = (new_work_id(), Turn::new("here", 0, now(), Duration::from_secs(1)));
+        let deadline = now().after(Duration::from_secs(600));
+        let item = Item { id, lane: "a".into(), turn, deadline, held_back: false, beside: None, body: "{}".into() };
+        let word = |text: &'static str| Record { subject: Subject::Status(id), body: text.into() };
+        mesh.queue.push(&station, item, 9, Some(word("{}"))).await.unwrap();
+        let said = |n: usize| Record { subject: Subject::Response(id), body: n.to_string().into() };
+        near.transport().log.append((1..MUCH).map(said).collect()).await.unwrap();
+
+        let (mut here, mut there) = (
+            near.transport().log.follow(Filter::AllWork, Position::default()).await.unwrap(),
+            far.transport().log.follow(Filter::AllWork, Position::default()).await.unwrap(),
+        );
+        let upto = async |follow: &mut Box<dyn crate::transport::Follow>, seen: &mut Vec<Bytes>, count: usize| {
+            while seen.len() < count {
+                let more = tokio::time::timeout(Duration::from_secs(60), follow.next()).await.expect("more").unwrap();
+                seen.extend(more.into_iter().map(|entry| entry.body));
+            }
+        };
+        let (mut heard, mut forwarded) = (Vec::new(), Vec::new());
+        server.send_replace(Some(far.transport()));
+        upto(&mut there, &mut forwarded, MUCH).await;
+        far.transport().log.append(vec![word("first")]).await.unwrap();
+        // What comes home is forwarded like all else, and that is all.
+        upto(&mut there, &mut forwarded, MUCH + 2).await;
+        far.transport().log.append(vec![word("second")]).await.unwrap();
+        upto(&mut here, &mut heard, MUCH + 2).await;
+        assert_eq!(heard[MUCH..], [Bytes::from("first"), Bytes::from("second")]);
+        cancel.cancel();
+        tasks.close();
+        tasks.wait().await;
+        near.close();
+        far.close();
+    }
 }

@@ -188,6 +188,8 @@ pub struct Entry {
     pub subject: Subject,
     /// Which station said it, where the transport vouches for that.
     pub by: Option<StationId>,
+    /// The log of the machine where its work lives had it first, and it was forwarded from there.
+    pub is_forwarded: bool,
     /// Its bytes.
     pub body: Bytes,
 }
@@ -197,6 +199,11 @@ pub struct Entry {
 pub trait Log: Send + Sync {
     /// Appends in order, all or nothing; durable when it returns. Gives the last record's position.
     async fn append(&self, records: Vec<Record>) -> Result<Position>;
+
+    /// Appends what another log has. `from` names its place there: said again soon, by whatever process, it stands once.
+    async fn forward(&self, record: Record, _from: &str) -> Result<Position> {
+        self.append(vec![record]).await
+    }
 
     /// Up to `limit` entries after a position, in order; fewer only where the log ends.
     async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>>;

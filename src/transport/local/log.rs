@@ -181,5 +181,5 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         }
         (_, channel) => return Err(rusqlite::Error::IntegralValueOutOfRange(2, channel)),
     };
-    Ok(Entry { position, subject, by: None, body: Bytes::from(row.get::<_, Vec<u8>>(4)?) })
+    Ok(Entry { position, subject, by: None, is_forwarded: false, body: Bytes::from(row.get::<_, Vec<u8>>(4)?) })
 }

@@ -160,7 +160,13 @@ impl<'a> Batch<'a> {
             let work = work.as_ref().map(|id| id.as_bytes().as_slice());
             insert.execute(params![next, work, channel, self.now.as_millis(), audit, &record.body[..]])?;
             let position = Position::of(u64::try_from(next).unwrap_or(0));
-            self.appended.push(Entry { position, subject: record.subject.clone(), by: None, body: record.body.clone() });
+            self.appended.push(Entry {
+                position,
+                subject: record.subject.clone(),
+                by: None,
+                is_forwarded: false,
+                body: record.body.clone(),
+            });
             next += 1;
         }
         self.next_seq = Some(next);

@@ -24,6 +24,8 @@ const TRACE_KEY: &[u8] = b"\"trace_id\"";
 const TRACED_MAX: usize = 64 << 10;
 /// Names the blob that holds a body which is too large for a message.
 pub(super) const BODY: &str = "Lattice-Body";
+/// Marks what was forwarded from the log of the machine where its work lives.
+pub(super) const FROM: &str = "Lattice-From";
 
 /// What a body says of the trace that it belongs to.
 #[derive(Deserialize)]
@@ -122,7 +124,7 @@ impl NatsLog {
                 }
                 Err(error) => return Err(error),
             };
-            entries.push(Entry { position, subject, by, body });
+            entries.push(Entry { position, subject, by, is_forwarded: stored.header(FROM).is_some(), body });
         }
         Ok(entries)
     }
@@ -176,6 +178,15 @@ impl Log for NatsLog {
             }
             _ => self.stream.publish_all(messages).await,
         };
+        Ok(Position::of(published.map_err(|fault| self.stream.explain(fault))?.seq))
+    }
+
+    async fn forward(&self, record: Record, from: &str) -> Result<Position> {
+        let (subject, mut headers, body) = self.message(record).await?;
+        // The server itself drops what a second process of the same folder forwards.
+        headers.insert("Nats-Msg-Id", from);
+        headers.insert(FROM, from);
+        let published = self.stream.publish(&subject, headers, body).await;
         Ok(Position::of(published.map_err(|fault| self.stream.explain(fault))?.seq))
     }
 

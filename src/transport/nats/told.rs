@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::link::Link;
-use super::log::BODY;
+use super::log::{BODY, FROM};
 use super::stream::Stored;
 use crate::model::id::WorkId;
 
@@ -71,8 +71,8 @@ impl Told {
                 };
                 let Some(message) = message else { break };
                 if let Some(mut stored) = Stored::read(&stream, message) {
-                    // Of a record's headers this one alone says anything; the rest would be carried about for nothing.
-                    if stored.header(BODY).is_none() {
+                    // Of a record's headers these alone say anything; the rest would be carried about for nothing.
+                    if stored.header(BODY).is_none() && stored.header(FROM).is_none() {
                         stored.headers = None;
                     }
                     let work = wire.parse_record(&stored.subject).and_then(|(subject, _)| subject.work());

@@ -10,7 +10,7 @@ use lattice_mcp::model::output::Media;
 use lattice_mcp::model::time::Timestamp;
 use lattice_mcp::transport::mesh::{self, Place};
 use lattice_mcp::transport::nats::{Nats, Options};
-use lattice_mcp::transport::{Error, Filter, Item, Pushed, Reach, Transport, Wire, local};
+use lattice_mcp::transport::{Error, Filter, Item, Position, Pushed, Reach, Transport, Wire, local};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -218,4 +218,23 @@ async fn the_same_result_again_stays_on_the_server_as_long_as_any_other() {
     mesh.log.append(vec![super::response(super::work(), body)]).await.unwrap();
     assert_eq!(server.second().await.blobs.size(&blob.sha256).await.unwrap(), blob.size);
     near.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_processes_forward_stands_once_and_is_marked() {
+    let mut server = Server::start().await;
+    let (first, second) = (server.transport(), server.second().await);
+    let id = super::work();
+    let mut follow = second.log.follow(Filter::AllWork, Position::default()).await.unwrap();
+    let said = super::response(id, "said at home");
+    for transport in [&first, &second] {
+        transport.log.forward(said.clone(), &format!("{id}.7")).await.unwrap();
+    }
+    first.log.append(vec![super::status(id, "said elsewhere")]).await.unwrap();
+    let read = first.log.read(Filter::Work(id), Position::default(), 9).await.unwrap();
+    let heard = super::collect(&mut follow, 2).await;
+    for entries in [read, heard] {
+        assert_eq!(super::bodies(&entries), ["said at home", "said elsewhere"]);
+        assert_eq!(entries.iter().map(|entry| entry.is_forwarded).collect::<Vec<_>>(), [true, false]);
+    }
 }
