@@ -191,7 +191,9 @@ impl Orders {
     /// The transport's or the store's.
     pub async fn look_after(&self, id: WorkId) -> Result<()> {
         let Some(work) = self.0.works.get(id).await? else { return Ok(()) };
-        let Some(order) = work.assignment.as_deref().filter(|_| !work.status.is_settled()) else { return Ok(()) };
+        // One that lives on another machine is seen to there.
+        let is_ours = !work.status.is_settled() && !work.is_elsewhere;
+        let Some(order) = work.assignment.as_deref().filter(|_| is_ours) else { return Ok(()) };
         match (&order.map, &order.after) {
             (Some(spec), _) => self.go_on(&work, order, spec).await,
             (None, Some(after)) => self.release(&work, order, after).await,

@@ -150,6 +150,7 @@ impl Following {
 pub fn event_of(entry: &Entry) -> Option<Event> {
     let side = match entry.subject {
         Subject::Response(_) => Side::Leaf,
+        Subject::Status(_) if entry.is_forwarded => Side::Heard,
         Subject::Status(_) => Side::Assigner,
         Subject::Audit { .. } => return None,
     };
@@ -174,7 +175,7 @@ pub fn event_of(entry: &Entry) -> Option<Event> {
 pub fn record(event: Event) -> Record {
     let subject = match event.side {
         Side::Leaf => Subject::Response(event.work_id),
-        Side::Assigner => Subject::Status(event.work_id),
+        Side::Assigner | Side::Heard => Subject::Status(event.work_id),
     };
     Record { subject, body: Bytes::from(event.into_bytes()) }
 }

@@ -9,9 +9,11 @@ use crate::model::event::{Answerer, Ask, Event, Kind, Needs, Side};
 use crate::model::id::WorkId;
 use crate::model::work::{Exchange, Status, Work};
 use crate::telemetry::{new_answer_id, now};
-use crate::transport::Record;
+use crate::transport::{self, Record};
 use crate::works::record;
 
+/// How long the machine where a work lives has to hear an answer that was given elsewhere.
+const HEARD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// How often a question is put that others get in the way of.
 const TRIES: u32 = 8;
 
@@ -39,7 +41,7 @@ pub struct Question {
 
 impl Dispatcher {
     /// Answers a question of a work, the open one unless it is named; the same work goes on. Of several answers the first one on the
-    /// log counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
+    /// log where the work lives counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
     ///
     /// # Errors
     /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `WhichQuestion`, `OwnQuestion`, `ForAPerson`, `LongText`, `UnknownWork`, or the
@@ -60,13 +62,22 @@ impl Dispatcher {
         } else {
             self.0.transport.log.append(vec![record(event)]).await?;
         }
-        let (_, work) = self.history(id).await?;
-        if !was_last && work.open_question().is_none() && !work.status.is_settled() {
+        let (_, mut work) = self.history(id).await?;
+        let taken = |work: &Work| work.exchanges.iter().any(|exchange| exchange.ask.ask == ask && exchange.answer.is_some());
+        if work.is_elsewhere {
+            // Somebody may have answered there.
+            work = self.wait_until(id, HEARD_WITHIN, |work| work.status.is_settled() || taken(work)).await?;
+        } else if !was_last && work.open_question().is_none() && !work.status.is_settled() {
             // The others were answered at the same moment.
             self.wake(&work, Vec::new()).await?;
         }
         let stands = work.exchanges.iter().find(|exchange| exchange.ask.ask == ask).and_then(|exchange| exchange.answered_by.as_ref());
         match stands {
+            None if work.is_elsewhere && !work.status.is_settled() && !taken(&work) => {
+                let station = self.target(&work);
+                let text = format!("the answer waits for station {station}, where the work lives and which cannot be reached now");
+                Err(transport::Error::Unanswered(text.into()).into())
+            }
             Some(stands) if *stands == by => Ok(work),
             Some(_) => Err(Error::AnsweredAlready { work_id: id, ask }),
             // It settled in between, or its question was answered by an older version.

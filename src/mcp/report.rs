@@ -192,7 +192,7 @@ impl<'a> Reporter<'a> {
     }
 
     fn unsettled(&mut self, report: &mut Map<String, Value>, work: &Work, agent: Option<&AgentName>) {
-        if work.status.mark().is_some_and(|mark| mark.cancelling) {
+        if work.is_called_off() {
             report.insert("cancelling".into(), true.into());
         }
         let mut progress = Map::new();

@@ -38,6 +38,8 @@ pub enum Side {
     Leaf,
     /// As whoever assigned it, or sees to it in the assigner's stead: answers, cancels, and settles it when its time is up.
     Assigner,
+    /// As `Assigner`, and the machine where the work lives, another one than has this log, has heard it.
+    Heard,
 }
 
 /// What happened.

@@ -331,6 +331,10 @@ pub struct Work {
     pub settled_at: Option<Timestamp>,
     /// The work that was given out in its stead.
     pub redriven_as: Option<WorkId>,
+    /// It lives on another machine than this log: what is said here counts once that one has heard it.
+    pub is_elsewhere: bool,
+    /// Somebody asked here to cancel it, and where it lives that was not heard yet.
+    pub stop_asked: bool,
     /// How many late events were kept as evidence only.
     pub late_events: u32,
     /// How many events were folded.
@@ -373,6 +377,8 @@ impl Work {
             updated_at: event.at,
             settled_at: None,
             redriven_as: None,
+            is_elsewhere: false,
+            stop_asked: false,
             late_events: 0,
             events: 0,
             asking: Vec::new(),
@@ -402,6 +408,8 @@ impl Work {
             updated_at: run.settled_at.unwrap_or(run.assigned_at),
             settled_at: run.settled_at,
             redriven_as: None,
+            is_elsewhere: false,
+            stop_asked: false,
             late_events: 0,
             events: 0,
             asking: Vec::new(),
@@ -414,7 +422,8 @@ impl Work {
     /// known that station is not: a taking may reach the log before it, and nobody else knows the work's id by then.
     pub fn heeds(&self, event: &Event) -> bool {
         let holds = self.assignment.as_ref().is_none_or(|order| order.target_station == event.station);
-        match (event.side, &event.kind) {
+        let side = if event.side == Side::Heard { Side::Assigner } else { event.side };
+        match (side, &event.kind) {
             // No leaf runs an order over many items: whoever finds how far its works are says so.
             (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. }) if self.is_map() => true,
             (Side::Assigner, Kind::Accepted | Kind::Progress { .. } | Kind::Complete { .. } | Kind::Retrying { .. })
@@ -424,7 +433,7 @@ impl Work {
             // A leaf that found no order on the log repeats the one that its hook had.
             (Side::Leaf, Kind::Assigned(order)) => holds && order.target_station == event.station,
             (Side::Leaf, _) => holds,
-            (Side::Assigner, _) => true,
+            (Side::Assigner | Side::Heard, _) => true,
         }
     }
 
@@ -434,6 +443,15 @@ impl Work {
             return;
         }
         let before = self.status;
+        self.is_elsewhere |= event.side == Side::Heard;
+        if self.is_elsewhere && event.side == Side::Assigner && !before.is_settled() {
+            // Of several words the one counts that was heard first where the work lives, whatever stands first here.
+            match event.kind {
+                Kind::Cancelled { .. } if event.attempt == 0 => return self.stop_asked = true,
+                Kind::Answered { .. } => return,
+                _ => {}
+            }
+        }
         self.events += 1;
         if let Kind::Used(usage) = &event.kind {
             // What was used was used, however the work has gone on since.
@@ -474,7 +492,7 @@ impl Work {
 
     /// Whether somebody cancelled it, or asked for that.
     pub fn is_called_off(&self) -> bool {
-        self.status == Status::Cancelled || self.status.mark().is_some_and(|mark| mark.cancelling)
+        self.status == Status::Cancelled || self.status.mark().is_some_and(|mark| mark.cancelling || self.stop_asked)
     }
 
     /// The works that it waits for, as long as it does.

@@ -8,6 +8,7 @@ mod cluster;
 mod desks;
 mod fleet;
 mod garbage;
+mod homes;
 mod kills;
 mod namespaces;
 mod outages;

@@ -461,6 +461,28 @@ fn whoever_sees_to_a_work_whose_time_is_up_settles_it_from_any_station() {
 }
 
 #[test]
+fn on_a_copy_of_its_log_a_work_is_what_its_home_has_heard() {
+    let heard = |attempt, at, kind| Event { side: Side::Heard, ..event(attempt, at, kind) };
+    let (assigned, cancelled) = (Kind::Assigned(Box::new(assignment())), Kind::Cancelled { reason: None });
+    let mut work = Work::fold(&[heard(0, 1, assigned.clone()), event(0, 2, cancelled.clone())]).unwrap();
+    assert_eq!((work.status.label(), work.is_called_off()), ("PENDING", true), "asked for, and no more");
+    let done = || event(1, 3, Kind::Complete { result: Output::Inline(json!("x")), duration_ms: 1, checks: vec![] });
+    let mut too_late = work.clone();
+    [event(1, 2, Kind::Accepted), done(), heard(0, 4, cancelled.clone())].iter().for_each(|event| too_late.apply(event));
+    assert_eq!((too_late.status.label(), too_late.is_called_off()), ("COMPLETE", false));
+    work.apply(&heard(0, 4, cancelled.clone()));
+    assert_eq!(work.status, Status::Cancelled);
+    // Where it lives it is cancelled at once.
+    assert_eq!(Work::fold(&[event(0, 1, assigned.clone()), event(0, 2, cancelled)]).unwrap().status, Status::Cancelled);
+
+    let ask = Ask { ask: 1, reason: "?".into(), context: Value::Null, needs: Needs::Orchestrator, parked: false };
+    let answer = |text: &str| Kind::Answered { ask: 1, answer: json!(text), by: None };
+    let asked = [heard(0, 1, assigned), event(1, 2, Kind::Accepted), event(1, 3, Kind::Escalate(ask))];
+    let work = Work::fold(asked.iter().chain([&event(0, 4, answer("elsewhere")), &heard(0, 5, answer("at home"))])).unwrap();
+    assert_eq!(work.exchanges[0].answer, Some(json!("at home")));
+}
+
+#[test]
 fn a_leaf_may_repeat_the_order_that_its_hook_had_and_no_other() {
     let repeated = |station: &str| Event {
         station: station.parse().unwrap(),
