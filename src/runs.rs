@@ -151,7 +151,7 @@ const OWNERS: &str = "
     CREATE TABLE looks (owner TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
 ";
 /// What each later version adds; the first of them leads from version 1 to 2.
-const ADDED: [&str; 6] = [
+const ADDED: [&str; 7] = [
     OWNERS,
     "ALTER TABLE runs ADD COLUMN checks TEXT",
     "ALTER TABLE runs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
@@ -161,7 +161,13 @@ const ADDED: [&str; 6] = [
     waits::SCHEMA,
     "ALTER TABLE runs ADD COLUMN principal TEXT",
     APART,
+    MARKED,
 ];
+/// Which entry of the server's log was the last that was folded: a server may lose its store, and count anew.
+const MARKED: &str = "
+    ALTER TABLE folded ADD COLUMN marked INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE folded ADD COLUMN mark TEXT;
+";
 /// A number for each log, where one stood for both: the server's above the lower 28 bits and a mark, or this machine's without it.
 /// What was folded on such a number may have left out the one log for the other: all is folded again. `upto` and `seen` stay for
 /// an earlier version that still runs.
@@ -219,15 +225,21 @@ impl Runs {
     /// The store's or the log's.
     pub async fn catch_up(&self) -> Result<()> {
         let mut folds = self.state.lock().await;
-        self.begin(&mut folds).await?;
         let mut head = None::<Position>;
         loop {
+            self.begin(&mut folds).await?;
+            let is_sure = folds.is_of(self.log.epoch());
             // One of two logs may grow as fast as it is read, and leave no room for the other one: what came meanwhile is left out.
             let after = match head {
                 Some(head) if folds.upto.seq >= head.seq => Position { seq: u64::MAX, ..folds.upto },
                 _ => folds.upto,
             };
+            // Of a log that may be another one nothing is taken in.
+            let after = if is_sure { after } else { Position { far: u64::MAX, ..after } };
             let entries = self.log.read(Filter::AllWork, after, BATCH).await?;
+            if is_sure && !folds.is_of(self.log.epoch()) {
+                continue;
+            }
             let is_end = entries.len() < BATCH;
             self.take_in(&mut folds, entries).await?;
             // Where it ends is asked for by whoever is far behind only.
@@ -346,7 +358,11 @@ impl Runs {
     async fn take_next(&self, follow: &mut dyn Follow) -> Result<()> {
         let mut entries = follow.next().await?;
         let mut folds = self.state.lock().await;
-        self.begin(&mut folds).await?;
+        if !folds.is_of(self.log.epoch()) {
+            // What these say stands in the log, if that is the one they are of.
+            drop(folds);
+            return self.catch_up().await;
+        }
         let upto = folds.upto;
         entries.retain(|entry| !upto.reaches(entry.position));
         self.take_in(&mut folds, entries).await
@@ -356,7 +372,43 @@ impl Runs {
         if folds.upto == Position::default() {
             folds.upto = self.reader.call(|db| folded(db)).await?;
         }
+        let epoch = self.log.epoch();
+        if folds.epoch != Some(epoch) && self.see_to_the_mark().await? {
+            // What was folded here, by this process or another one, goes for the log as it is now.
+            folds.reset();
+            (folds.upto, folds.epoch) = (self.reader.call(|db| folded(db)).await?, Some(epoch));
+        }
         Ok(())
+    }
+
+    /// Looks whether the server's log still has the last entry that was folded, and lets all of it be folded again if not: it was lost
+    /// with the server's store, or was dropped by age, and then what came after it is all that is left. Rows of works that the log
+    /// says nothing of any more stay. False when it cannot be seen now.
+    async fn see_to_the_mark(&self) -> Result<bool> {
+        let (far, marked, mark) = self.reader.call(|db| marked(db)).await?;
+        let stands = match &mark {
+            _ if far == 0 => true,
+            // As an earlier version wrote it: what it is of is not known.
+            None => false,
+            Some(mark) => match self.log.has(marked, mark).await {
+                Err(transport::Error::Unreachable(_) | transport::Error::Unanswered(_)) => return Ok(false),
+                stands => stands?,
+            },
+        };
+        if !stands {
+            tracing::info!(far, "the server's log is not the one that was read last, or has lost its end: it is read from its beginning");
+            let begin_anew = move |db: &mut Connection| {
+                let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                // Another process may have been first.
+                let ours = "UPDATE folded SET far = 0, marked = 0, mark = NULL WHERE marked = ?1 AND mark IS ?2";
+                if tx.execute(ours, params![rows::kept(marked), mark])? > 0 {
+                    tx.execute("UPDATE runs SET seen_far = 0 WHERE seen_far > 0", [])?;
+                }
+                tx.commit()
+            };
+            self.writer.call(begin_anew).await?;
+        }
+        Ok(true)
     }
 
     /// Folds a batch and writes the rows of its works, unless another process has done so already.
@@ -365,6 +417,7 @@ impl Runs {
             return Ok(());
         }
         let taken = Position::default().past(&entries);
+        let last_far = entries.iter().filter(|entry| entry.position.far > 0).max_by_key(|entry| entry.position.far).map(Entry::digest);
         let rows = folds.take_in(&*self.log, &entries).await?;
         let calls_off = rows.iter().any(|row| row.work.is_called_off());
         let written = self
@@ -374,6 +427,10 @@ impl Runs {
                 let upto = folded(&tx)?;
                 if !upto.reaches(taken) {
                     rows.iter().try_for_each(|row| rows::write(&tx, row))?;
+                    if taken.far > upto.far {
+                        let far = rows::kept(taken.far);
+                        tx.prepare_cached("UPDATE folded SET marked = ?1, mark = ?2")?.execute(params![far, last_far])?;
+                    }
                     let upto = upto.join(taken);
                     tx.prepare_cached("UPDATE folded SET seq = ?1, far = ?2")?.execute([rows::kept(upto.seq), rows::kept(upto.far)])?;
                 }
@@ -422,6 +479,12 @@ fn whose(of: Option<&Principal>) -> (&'static str, Option<&str>) {
 fn folded(db: &Connection) -> rusqlite::Result<Position> {
     let place = |row: &rusqlite::Row<'_>| Ok(Position { seq: rows::unsigned(row.get(0)?), far: rows::unsigned(row.get(1)?) });
     db.prepare_cached("SELECT seq, far FROM folded")?.query_row([], place)
+}
+
+/// How far the server's log was folded, and the place and digest of an entry there that was.
+fn marked(db: &Connection) -> rusqlite::Result<(u64, u64, Option<String>)> {
+    let mark = |row: &rusqlite::Row<'_>| Ok((rows::unsigned(row.get(0)?), rows::unsigned(row.get(1)?), row.get(2)?));
+    db.prepare_cached("SELECT far, marked, mark FROM folded")?.query_row([], mark)
 }
 
 /// Opens a connection and brings the schema up to date; the inner error is a version that is newer than ours.
@@ -613,17 +676,68 @@ mod tests {
         let old = Connection::open(dir.path().join("runs.db")).unwrap();
         old.execute_batch(
             "ALTER TABLE folded DROP COLUMN seq; ALTER TABLE folded DROP COLUMN far;
-             ALTER TABLE runs DROP COLUMN seen_seq; ALTER TABLE runs DROP COLUMN seen_far;",
+             ALTER TABLE runs DROP COLUMN seen_seq; ALTER TABLE runs DROP COLUMN seen_far;
+             ALTER TABLE folded DROP COLUMN marked; ALTER TABLE folded DROP COLUMN mark;",
         )
         .unwrap();
         old.execute("UPDATE folded SET upto = ?1", [place(300, 3)]).unwrap();
         old.execute("UPDATE runs SET seen = ?1", [place(300, 2)]).unwrap();
-        old.pragma_update(None, "user_version", VERSION - 1).unwrap();
+        old.pragma_update(None, "user_version", VERSION - 2).unwrap();
         drop(old);
         near.transport().log.append(vec![done]).await.unwrap();
         let runs = Runs::open(dir.path(), both.log).unwrap();
         runs.catch_up().await.unwrap();
         assert_eq!(open_works(&runs).await, 0);
+        near.close();
+        far.close();
+    }
+
+    #[tokio::test]
+    async fn a_servers_log_that_begins_anew_is_folded_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = two_stores(dir.path());
+        let settings = Config::default().lattice.storage;
+        let [shorter, longer] = ["shorter", "longer"].map(|name| local::open(&dir.path().join(name), &settings).unwrap());
+        let of_the_mark = |db: &Connection| db.query_row("SELECT far, marked FROM folded", [], |row| Ok((row.get(0)?, row.get(1)?)));
+        far.transport().log.append([story(), story()].concat()).await.unwrap();
+        let mut open = story();
+        shorter.transport().log.append(open[..2].to_vec()).await.unwrap();
+        longer.transport().log.append([story(), story(), story()].concat()).await.unwrap();
+        open = story();
+        longer.transport().log.append(open[..1].to_vec()).await.unwrap();
+        let (both, server) = mesh::pair(near.transport(), Some(far.transport()));
+        let runs = Runs::open(dir.path(), both.log).unwrap();
+        for (store, works, unsettled, upto) in [(&far, 2, 0, 6), (&shorter, 3, 1, 2), (&far, 3, 1, 6), (&longer, 7, 2, 10)] {
+            // As after another start, or on another connection.
+            *runs.state.lock().await = Folds::default();
+            server.send_replace(None);
+            runs.catch_up().await.unwrap();
+            server.send_replace(Some(store.transport()));
+            runs.catch_up().await.unwrap();
+            assert_eq!((runs.recent(None, 99, false).await.unwrap().len(), open_works(&runs).await), (works, unsettled));
+            let mark: (i64, i64) = runs.reader.call(move |db| of_the_mark(db)).await.unwrap();
+            assert_eq!(mark, (upto, upto));
+        }
+        for store in [near, far, shorter, longer] {
+            store.close();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_of_an_earlier_version_whose_servers_log_is_another_one_is_folded_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = two_stores(dir.path());
+        let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
+        far.transport().log.append(story()[..2].to_vec()).await.unwrap();
+        drop(Runs::open(dir.path(), both.log.clone()).unwrap());
+        let old = Connection::open(dir.path().join("runs.db")).unwrap();
+        old.execute_batch("ALTER TABLE folded DROP COLUMN marked; ALTER TABLE folded DROP COLUMN mark; UPDATE folded SET far = 300")
+            .unwrap();
+        old.pragma_update(None, "user_version", VERSION - 1).unwrap();
+        drop(old);
+        let runs = Runs::open(dir.path(), both.log).unwrap();
+        runs.catch_up().await.unwrap();
+        assert_eq!((open_works(&runs).await, runs.state.lock().await.upto.far), (1, 2));
         near.close();
         far.close();
     }

@@ -19,6 +19,8 @@ const READ_BATCH: usize = 1024;
 #[derive(Default)]
 pub(super) struct Folds {
     pub(super) upto: Position,
+    /// When it was looked at whether the server's log still has what was folded of it.
+    pub(super) epoch: Option<u64>,
     open: HashMap<WorkId, (Work, Position)>,
 }
 
@@ -72,6 +74,11 @@ impl Folds {
             rows.push(Folded { work, upto });
         }
         Ok(rows)
+    }
+
+    /// Whether the places that it has come to are of the log as it is in this epoch.
+    pub(super) fn is_of(&self, epoch: u64) -> bool {
+        self.epoch == Some(epoch)
     }
 
     /// Drops everything.

@@ -61,7 +61,7 @@ impl From<Ended> for Outcome {
     }
 }
 
-/// Writes a work's row; one that was folded further already stays.
+/// Writes a work's row; one that was folded further already stays, and what has settled stays so while it is folded anew.
 pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
     let work = &folded.work;
     // A work whose order has not been seen yet is written once it has.
@@ -85,7 +85,8 @@ pub(super) fn write(db: &Connection, folded: &Folded) -> rusqlite::Result<()> {
              outcome = excluded.outcome, dead = excluded.dead,
              seen_seq = max(excluded.seen_seq, runs.seen_seq), seen_far = max(excluded.seen_far, runs.seen_far),
              checks = excluded.checks, tokens = excluded.tokens, cost = excluded.cost, turns = excluded.turns
-         WHERE excluded.seen_seq > runs.seen_seq OR excluded.seen_far > runs.seen_far",
+         WHERE (excluded.seen_seq > runs.seen_seq OR excluded.seen_far > runs.seen_far)
+             AND (excluded.settled_at IS NOT NULL OR runs.settled_at IS NULL)",
     )?;
     let changed = insert.execute(params![
         order.work_id.as_bytes(),

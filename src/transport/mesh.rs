@@ -20,7 +20,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Bucket, Entry, Error, Expect, Filter, Position, Reach, Record, Result, Signal, Transport};
+use super::{Bucket, Entry, Error, Expect, Filter, Log, Position, Reach, Record, Result, Signal, Transport};
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::time::Timestamp;
 use crate::telemetry::now;
@@ -65,7 +65,7 @@ pub fn compose(
 ) -> Transport {
     let Place { station, instance, forwards } = place;
     let homes = Homes { local: local.clone(), known: Arc::default() };
-    let (far_head, begun) = (AtomicU64::new(0), OnceCell::new());
+    let (far_head, begun) = (Mutex::default(), OnceCell::new());
     let mesh = Arc::new(Mesh {
         local,
         far,
@@ -98,8 +98,8 @@ struct Mesh {
     homes: Homes,
     /// Works whose keys this process has noted in the local store.
     noted: Mutex<HashMap<WorkId, Noted>>,
-    /// The last place of the server's log that was seen.
-    far_head: AtomicU64,
+    /// The last place of the server's log that was seen, and in which epoch.
+    far_head: Mutex<(u64, u64)>,
     /// That it is known from where on the local log is forwarded.
     begun: OnceCell<()>,
     here: tokio::sync::Mutex<Here>,
@@ -214,7 +214,14 @@ impl Mesh {
     }
 
     fn saw(&self, far: u64) {
-        self.far_head.fetch_max(far, Ordering::Relaxed);
+        let (epoch, mut head) = (self.epoch(), self.far_head.lock().unwrap_or_else(PoisonError::into_inner));
+        *head = (epoch, if head.0 == epoch { far.max(head.1) } else { far });
+    }
+
+    /// The last place of the server's log that was seen; the beginning, where it may be another log since.
+    fn far_head(&self) -> u64 {
+        let (epoch, head) = *self.far_head.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch == self.epoch() { head } else { 0 }
     }
 
     /// Sends to the server what was written while it was away, and whatever is written locally after that.
@@ -312,13 +319,17 @@ impl Mesh {
         let work = async {
             let mut opened = self.far.clone();
             let mut signal = self.local.queue.signal(&self.station);
-            let mut after = None::<u64>;
+            let (mut after, mut epoch) = (None::<u64>, self.epoch());
             loop {
                 let far = opened.borrow_and_update().clone();
+                if epoch != self.epoch() {
+                    // Places of what the server had before may say nothing of what it has now.
+                    (after, epoch) = (None, self.epoch());
+                }
                 let some = match (&far, self.has_local().await) {
                     (Some(far), Ok(true)) => self.bring_back_on(far, &mut after).await,
                     (Some(_), Ok(false)) => {
-                        after = Some(self.far_head.load(Ordering::Relaxed)).filter(|head| *head > 0);
+                        after = Some(self.far_head()).filter(|head| *head > 0);
                         Ok(())
                     }
                     (None, Ok(_)) => Ok(()),
@@ -348,11 +359,16 @@ impl Mesh {
     /// As far back on the server's log as what lives here may have been forwarded.
     async fn heard(&self, far: &Transport) -> Result<u64> {
         loop {
+            let (head, identity) = (far.log.head().await?.seq, far.log.identity().await?);
             if let Some(row) = self.local.table.get(Bucket::Keys, HEARD).await? {
-                return Ok(std::str::from_utf8(&row.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
+                let text = std::str::from_utf8(&row.value).unwrap_or_default();
+                let (seq, of) = text.split_once(' ').unwrap_or((text, ""));
+                // A place of another log says nothing of this one.
+                let is_of_this = |seq: &u64| of == identity && *seq <= head;
+                return Ok(seq.parse().ok().filter(is_of_this).unwrap_or(0));
             }
-            let head = far.log.head().await?.seq;
-            match self.local.table.put(Bucket::Keys, HEARD, Bytes::from(head.to_string()), Expect::Absent, None).await {
+            let place = format!("{head} {identity}");
+            match self.local.table.put(Bucket::Keys, HEARD, place.into(), Expect::Absent, None).await {
                 Ok(_) => return Ok(head),
                 // Another process of this folder was first.
                 Err(Error::Conflict { .. }) => {}
@@ -361,23 +377,35 @@ impl Mesh {
         }
     }
 
+    async fn remember_heard(&self, far: &Transport, upto: u64) -> Result<()> {
+        let place = format!("{upto} {}", far.log.identity().await?);
+        self.local.table.put(Bucket::Keys, HEARD, place.into(), Expect::Any, None).await.map(|_| ())
+    }
+
     /// Listens for as long as a work lives here.
     async fn bring_back_on(&self, far: &Transport, after: &mut Option<u64>) -> Result<()> {
         let from = match *after {
             Some(after) => after,
             None => self.heard(far).await?,
         };
-        self.local.table.put(Bucket::Keys, HEARD, Bytes::from(from.to_string()), Expect::Any, None).await?;
+        self.remember_heard(far, from).await?;
+        let mut kept = from;
         *after = Some(from);
         let mut follow = far.log.follow(Filter::AllStatus, Position::of(from)).await?;
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let entries = tokio::select! {
                 entries = follow.next() => entries?,
-                _ = look.tick() => match self.has_local().await? {
-                    true => continue,
-                    false => return Ok(()),
-                },
+                _ = look.tick() => {
+                    if let Some(heard) = after.filter(|heard| *heard != kept) {
+                        self.remember_heard(far, heard).await?;
+                        kept = heard;
+                    }
+                    match self.has_local().await? {
+                        true => continue,
+                        false => return Ok(()),
+                    }
+                }
             };
             for entry in entries {
                 // What was forwarded from here stands here.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncRead;
 use tokio::sync::watch;
 
@@ -194,6 +195,17 @@ pub struct Entry {
     pub body: Bytes,
 }
 
+impl Entry {
+    /// Tells it from any other that may ever stand in its place.
+    pub fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        digest.update(self.subject.to_string());
+        digest.update([0]);
+        digest.update(&self.body);
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// An append-only sequence of records.
 #[async_trait]
 pub trait Log: Send + Sync {
@@ -227,6 +239,22 @@ pub trait Log: Send + Sync {
 
     /// The last entry's position, as of all processes now.
     async fn head(&self) -> Result<Position>;
+
+    /// Rises whenever a server may have lost what stood in the log, or the end of it: whoever keeps places looks whether they hold.
+    fn epoch(&self) -> u64 {
+        0
+    }
+
+    /// Tells this log from another one that stands under its name later.
+    async fn identity(&self) -> Result<String> {
+        Ok(String::new())
+    }
+
+    /// Whether the entry with this digest stands at this place of the log; of the server's, where there are two.
+    async fn has(&self, seq: u64, digest: &str) -> Result<bool> {
+        let found = self.read(Filter::AllWork, Position::of(seq.saturating_sub(1)), 1).await?;
+        Ok(found.first().is_some_and(|entry| entry.position.seq == seq && entry.digest() == digest))
+    }
 }
 
 /// A reader that goes along with the log.

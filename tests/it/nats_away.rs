@@ -322,3 +322,43 @@ async fn a_large_result_that_was_made_while_the_server_was_away_is_everybodys_on
     let part = bob.call("check_work", json!({"work_id": id, "bytes": "0-9"})).await;
     assert_eq!((&part["selection"]["text"], &part["selection"]["total_bytes"]), (&json!("aaaaaaaaaa"), &json!(300_000)), "{part}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_lost_its_store_is_furnished_anew_and_its_log_read_from_the_beginning() {
+    let mut server = NatsServer::start();
+    let (home, other, nothing) = (Place::new(), Place::new(), TempDir::new().unwrap());
+    let _alice = station(&server, "alice", &home.data, &home.agents).await;
+    let bob = station(&server, "bob", &other.data, &nothing).await;
+    sees_agent(&bob, "upper").await;
+    for _ in 0..8 {
+        let id = bob.assign("upper", "before").await;
+        bob.settled(&id).await;
+    }
+    assert_eq!(bob.call("check_work", json!({})).await["outstanding"], 0);
+    server.kill();
+    std::fs::remove_dir_all(server.dir().join("store")).unwrap();
+    server.revive();
+    works_on_what_it_has_now(&bob).await;
+    // So does one that was not there when that happened.
+    bob.hang_up().await;
+    server.kill();
+    std::fs::remove_dir_all(server.dir().join("store")).unwrap();
+    server.revive();
+    let bob = station(&server, "bob", &other.data, &nothing).await;
+    works_on_what_it_has_now(&bob).await;
+}
+
+/// Nothing of it can be done without the server, nor by whoever is blind to its log.
+async fn works_on_what_it_has_now(client: &Client) {
+    let first = eventually("an agent of another station takes work again", async || {
+        client.try_call("assign_work", json!({"agent_name": "upper", "task": "first"})).await?.ok()
+    })
+    .await;
+    let order = json!({"agent_name": "upper", "task": "second", "after": [first["work_id"]], "run_id": first["run_id"]});
+    let second = client.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+    assert_eq!(client.settled(&second).await["result"], "SECOND");
+    let run = client.call("check_work", json!({"run_id": first["root_run_id"]})).await;
+    let is_in_it = |id: &Value| run["works"].as_array().unwrap().iter().any(|work| work["work_id"] == *id);
+    assert!(is_in_it(&first["work_id"]) && is_in_it(&json!(second)), "{run}");
+    assert_eq!(client.call("check_work", json!({})).await["outstanding"], 0);
+}

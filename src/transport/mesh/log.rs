@@ -1,7 +1,5 @@
 //! The two logs as one: an entry has the number of the log where it stands, a reader one for each.
 
-use std::sync::atomic::Ordering;
-
 use async_trait::async_trait;
 
 use super::{Far, Homes, Mesh};
@@ -127,12 +125,20 @@ impl Log for Mesh {
                     self.saw(head.seq);
                     head.seq
                 }
-                Err(Error::Unreachable(_) | Error::Unanswered(_)) => self.far_head.load(Ordering::Relaxed),
+                Err(Error::Unreachable(_) | Error::Unanswered(_)) => self.far_head(),
                 Err(error) => return Err(error),
             },
-            Err(_) => self.far_head.load(Ordering::Relaxed),
+            Err(_) => self.far_head(),
         };
         Ok(Position { far, ..local })
+    }
+
+    fn epoch(&self) -> u64 {
+        self.far().map_or(0, |far| 1 + far.log.epoch())
+    }
+
+    async fn has(&self, seq: u64, digest: &str) -> Result<bool> {
+        self.far()?.log.has(seq, digest).await
     }
 }
 

@@ -225,6 +225,20 @@ impl Log for NatsLog {
     async fn head(&self) -> Result<Position> {
         self.stream.head().await.map(Position::of)
     }
+
+    fn epoch(&self) -> u64 {
+        self.link.connects() + self.stream.life_known()
+    }
+
+    async fn identity(&self) -> Result<String> {
+        self.stream.identity().await
+    }
+
+    async fn has(&self, seq: u64, digest: &str) -> Result<bool> {
+        let stored = self.stream.surely_at(seq).await.map_err(|fault| self.stream.explain(fault))?;
+        let entries = self.entries(stored.into_iter().collect(), Filter::AllWork).await?;
+        Ok(entries.first().is_some_and(|entry| entry.digest() == digest))
+    }
 }
 
 /// Goes along with the log.

@@ -3,7 +3,8 @@
 //! There are no consumers: a consumer, or a request with somebody else's subject as its reply, would let a station of few rights
 //! make the server speak for it.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, StatusCode};
@@ -12,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::link::{Fault, Link};
 use crate::transport::{Error, Result};
@@ -34,8 +36,12 @@ const AGREE_MAX: u32 = 20;
 const BYTES_MIN: i64 = 16 << 20;
 /// What it says when there is no such message.
 const NO_MESSAGE: u64 = 10037;
+/// What it says when there is no such stream.
+const NO_STREAM: u64 = 10059;
 /// What it says while the cluster's servers agree on who leads.
 const NO_LEADER: u64 = 10008;
+/// Stands for no connection: the stream is looked at again.
+const LOOK_AGAIN: u64 = u64::MAX;
 /// The header in which the server names the stream.
 const STREAM: &str = "Nats-Stream";
 /// All that it marks what it has stored with.
@@ -138,27 +144,49 @@ pub(super) struct Stream {
     replicated: bool,
     /// How long it keeps what it has, which is its operator's to say; not known of a stream that was not looked at.
     pub(super) max_age: Option<Duration>,
+    /// What it is made with; nothing where it is only used.
+    wanted: Option<Value>,
+    /// When the stream was made that stands under the name.
+    created: Mutex<String>,
+    /// Which one of that name this is, of those that this process has known.
+    life: AtomicU64,
+    /// The last place that this process has seen.
+    seen: AtomicU64,
+    /// The connection on which it was looked at last.
+    looked: AtomicU64,
+    complained: Once,
 }
 
 impl Stream {
     /// A stream that is known to be there.
     pub(super) fn known(link: &Arc<Link>, name: String) -> Self {
-        Self { link: Arc::clone(link), name, replicated: link.settings.replicas > 1, max_age: None }
+        Self {
+            link: Arc::clone(link),
+            name,
+            replicated: link.settings.replicas > 1,
+            max_age: None,
+            wanted: None,
+            created: Mutex::default(),
+            life: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            looked: AtomicU64::new(LOOK_AGAIN),
+            complained: Once::new(),
+        }
     }
 
     /// The stream, made if it is missing, and checked if it is there.
     pub(super) async fn ensure(link: &Arc<Link>, wanted: Value) -> Result<Arc<Self>> {
         let name = wanted["name"].as_str().unwrap_or_default().to_owned();
         let mut stream = Self::known(link, name);
-        let mut tries = 0;
-        let found = loop {
+        let (mut tries, connects) = (0, link.connects());
+        let mut info = loop {
             tries += 1;
             let made = match stream.info().await {
                 Err(Fault::Api(error)) if error.code == 404 => stream.create(&wanted).await,
                 other => other,
             };
             match made {
-                Ok(mut info) => break info["config"].take(),
+                Ok(info) => break info,
                 // The servers of a cluster do not learn at the same moment that it is there.
                 Err(Fault::Api(error)) if error.code == 404 && stream.replicated => {
                     if tries == AGREE_MAX {
@@ -171,10 +199,89 @@ impl Stream {
                 Err(fault) => return Err(stream.explain(fault)),
             }
         };
+        let found = info["config"].take();
         stream.compare(&wanted, &found).await?;
         stream.replicated = found["num_replicas"].as_u64().is_some_and(|replicas| replicas > 1);
         stream.max_age = found["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
+        stream.created = Mutex::new(info["created"].as_str().unwrap_or_default().to_owned());
+        stream.looked = AtomicU64::new(connects);
+        stream.wanted = Some(wanted);
         Ok(Arc::new(stream))
+    }
+
+    /// Which of the streams of this name stands there, of those that this process has known. A server that comes back may have lost
+    /// the stream, or the end of it: it is looked at once on each connection, and made anew if it is gone.
+    pub(super) async fn life(&self) -> std::result::Result<u64, Fault> {
+        let connects = self.link.connects();
+        if self.looked.load(Ordering::Relaxed) != connects {
+            // What was seen by now is there when it is asked for.
+            let seen = self.seen.load(Ordering::Relaxed);
+            let info = match self.info().await {
+                Err(Fault::Api(error)) if error.code == 404 => self.make_again().await?,
+                other => other?,
+            };
+            // Not before: whoever looks may be left in the middle, and would keep all others out.
+            let mut created = self.created.lock().await;
+            if self.looked.load(Ordering::Relaxed) == connects {
+                return Ok(self.life.load(Ordering::Relaxed));
+            }
+            let is_other = info["created"].as_str().is_some_and(|at| at != *created);
+            let is_shorter = info["state"]["last_seq"].as_u64().is_some_and(|last| last < seen);
+            if is_other || is_shorter {
+                info["created"].as_str().unwrap_or_default().clone_into(&mut created);
+                self.seen.store(0, Ordering::Relaxed);
+                self.life.fetch_add(1, Ordering::Relaxed);
+            }
+            self.looked.store(connects, Ordering::Relaxed);
+        }
+        Ok(self.life.load(Ordering::Relaxed))
+    }
+
+    /// As `life`, as far as is known without asking.
+    pub(super) fn life_known(&self) -> u64 {
+        self.life.load(Ordering::Relaxed)
+    }
+
+    /// Tells the stream from another one of its name.
+    pub(super) async fn identity(&self) -> Result<String> {
+        self.life().await.map_err(|fault| self.explain(fault))?;
+        Ok(self.created.lock().await.clone())
+    }
+
+    /// Makes the stream anew that its server has lost.
+    async fn make_again(&self) -> std::result::Result<Value, Fault> {
+        let Some(wanted) = &self.wanted else { return Err(Fault::NoResponders) };
+        match self.create(wanted).await {
+            Err(fault) if fault.is_denied() => {
+                let name = &self.name;
+                let text = format!(
+                    "the NATS server has lost the stream {name}, and these credentials may not make it again: \
+                     run `lattice-mcp station` for this station with credentials that may; this station keeps trying"
+                );
+                self.complained.call_once(|| tracing::warn!("{text}"));
+                Err(Fault::Away(text.into()))
+            }
+            made => {
+                if made.is_ok() {
+                    tracing::warn!(stream = self.name, "the NATS server has lost this stream; it is made anew, without what stood there");
+                }
+                made
+            }
+        }
+    }
+
+    /// Whether what nobody served can be tried again: the server had lost the stream, and has one now.
+    async fn is_back(&self) -> std::result::Result<bool, Fault> {
+        self.looked.store(LOOK_AGAIN, Ordering::Relaxed);
+        match self.life().await {
+            Ok(_) => Ok(true),
+            Err(Fault::NoResponders) => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn saw(&self, seq: u64) {
+        self.seen.fetch_max(seq, Ordering::Relaxed);
     }
 
     /// Makes the stream, unless somebody else is quicker; gives the settings that it has then.
@@ -276,8 +383,11 @@ impl Stream {
 
     /// The sequence of the last message, as its leader has it.
     pub(super) async fn head(&self) -> Result<u64> {
-        let info = self.info().await.map_err(|fault| self.explain(fault))?;
-        Ok(info["state"]["last_seq"].as_u64().unwrap_or(0))
+        let info = match self.info().await {
+            Err(Fault::Api(error)) if error.code == 404 && self.is_back().await.map_err(|fault| self.explain(fault))? => self.info().await,
+            other => other,
+        };
+        Ok(info.map_err(|fault| self.explain(fault))?["state"]["last_seq"].as_u64().unwrap_or(0))
     }
 
     /// How far a reader must come to have seen all that was answered before; nothing when each answer shows that anyway.
@@ -301,11 +411,19 @@ impl Stream {
         loop {
             tries += 1;
             let answer = self.link.call(subject.to_owned(), Some(headers.clone()), body.clone()).await;
-            match answer.and_then(|answer| read_publish(&answer.payload)).map_err(|fault| self.meanwhile(fault)) {
+            let published = answer.and_then(|answer| read_publish(&answer.payload));
+            if matches!(published, Err(Fault::NoResponders)) && tries == 1 && self.is_back().await? {
+                continue;
+            }
+            match published.map_err(|fault| self.meanwhile(fault)) {
+                Ok(published) => {
+                    self.saw(published.seq);
+                    return Ok(published);
+                }
                 Err(fault @ Fault::Silent(_)) if tries < TRIES => tracing::debug!(%fault, stream = self.name, "publishing again"),
                 // This try was not sent, but an earlier one was, and may have landed.
                 Err(Fault::Away(reason)) if tries > 1 => return Err(Fault::Silent(reason.to_string())),
-                done => return done,
+                failed => return failed,
             }
         }
     }
@@ -315,7 +433,11 @@ impl Stream {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.publish_batch(&messages).await {
+            let published = self.publish_batch(&messages).await;
+            if matches!(published, Err(Fault::NoResponders)) && tries == 1 && self.is_back().await? {
+                continue;
+            }
+            match published.map_err(|fault| self.meanwhile(fault)) {
                 Err(fault @ Fault::Silent(_)) if tries < TRIES => {
                     tracing::debug!(%fault, stream = self.name, "publishing a batch again");
                     // It may have landed: a batch has no id that the server would know again.
@@ -343,7 +465,7 @@ impl Stream {
             if n + 1 == last {
                 headers.insert("Nats-Batch-Commit", "1");
                 let answer = self.link.call(subject.clone(), Some(headers), body.clone()).await;
-                return answer.and_then(|answer| read_publish(&answer.payload)).map_err(|fault| self.meanwhile(fault));
+                return answer.and_then(|answer| read_publish(&answer.payload));
             }
             let sent = self.link.client.publish_with_headers(subject.clone(), headers, body.clone()).await;
             sent.map_err(|error| Fault::Silent(error.to_string()))?;
@@ -370,10 +492,18 @@ impl Stream {
         let mut answer = match self.api("STREAM.MSG.GET", body).await {
             Ok(answer) => answer,
             Err(Fault::Api(error)) if error.err_code == NO_MESSAGE => return Ok(None),
+            // There is nothing in one that has just been made.
+            Err(Fault::Api(error)) if error.err_code == NO_STREAM && self.is_back().await? => return Ok(None),
             Err(fault) => return Err(fault),
         };
         let kept: Option<Kept> = serde_json::from_value(answer["message"].take()).ok();
         kept.and_then(Kept::read).map(Some).ok_or_else(|| Fault::Answer("a message was given as garbage".to_owned()))
+    }
+
+    /// The message at a sequence, as of all publishes that were answered.
+    pub(super) async fn surely_at(&self, seq: u64) -> std::result::Result<Option<Stored>, Fault> {
+        let body = json!({ "seq": seq });
+        if self.replicated { self.kept(&body).await } else { self.get(&body).await }
     }
 
     /// The message at a sequence.
@@ -393,6 +523,7 @@ impl Stream {
                     Some(status) => return Err(Fault::Answer(format!("{status} {}", message.description.unwrap_or_default()))),
                 },
                 Err(Fault::Silent(_)) if tries < TRIES => {}
+                Err(Fault::NoResponders) if tries == 1 && self.is_back().await? => {}
                 Err(fault) => return Err(self.meanwhile(fault)),
             }
         }
@@ -404,8 +535,12 @@ impl Stream {
         loop {
             tries += 1;
             match self.page_once(filter, after, count).await {
-                Ok(page) => return Ok(page),
+                Ok(page) => {
+                    self.saw(page.messages.last().map_or(0, |last| last.seq));
+                    return Ok(page);
+                }
                 Err(Fault::Silent(_)) if tries < TRIES => {}
+                Err(Fault::NoResponders) if tries == 1 && self.is_back().await.map_err(|fault| self.explain(fault))? => {}
                 Err(fault) => return Err(self.explain(self.meanwhile(fault))),
             }
         }

@@ -63,13 +63,18 @@ impl Stream {
             due: Instant::now(),
             looks: 0,
             looking: Looking::default(),
+            life: self.life_known(),
+            anew: false,
         }
     }
 }
 
 /// A look that is under way; never locked, only shared between threads as a whole.
 #[derive(Default)]
-struct Looking(std::sync::Mutex<Option<BoxFuture<'static, Result<Page>>>>);
+struct Looking(std::sync::Mutex<Option<BoxFuture<'static, Result<Look>>>>);
+
+/// Which stream of its name was looked at, and what it had.
+type Look = (u64, Page);
 
 /// Where a reader hears what the server says again.
 enum Source {
@@ -125,13 +130,17 @@ pub(super) struct Tail {
     looks: usize,
     /// A look that is under way; whoever waits may come and go.
     looking: Looking,
+    /// Which stream of this name the places are of.
+    life: u64,
+    anew: bool,
 }
 
 impl Tail {
-    /// The next messages, at least one; waits until there are some. Dropping the future loses nothing.
+    /// The next messages; waits until there are some, or all that was given before is gone. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Vec<Stored>> {
         loop {
             if self.looking.0.get_mut().is_ok_and(|looking| looking.is_some()) || self.due <= Instant::now() {
+                let was_anew = self.anew;
                 let found = match self.look().await {
                     Ok((found, _)) => found,
                     // Whoever follows waits until the server is back, and has until then what was heard before it went.
@@ -149,7 +158,8 @@ impl Tail {
                     }
                     Err(error) => return Err(error),
                 };
-                if !found.is_empty() {
+                // Whoever keeps what was given must hear that it is gone, though there is nothing new.
+                if !found.is_empty() || self.anew != was_anew {
                     return Ok(found);
                 }
                 continue;
@@ -185,6 +195,11 @@ impl Tail {
                 return Ok(all);
             }
         }
+    }
+
+    /// Whether the server had lost the stream, or the end of it, and everything is given from the beginning.
+    pub(super) fn is_anew(&self) -> bool {
+        self.anew
     }
 
     /// Everything up to here has been given.
@@ -243,12 +258,22 @@ impl Tail {
     async fn look(&mut self) -> Result<(Vec<Stored>, bool)> {
         let Ok(looking) = self.looking.0.get_mut() else { return Err(Error::Closed) };
         let under_way = looking.get_or_insert_with(|| {
-            let (stream, filter, at) = (Arc::clone(&self.stream), self.filter.clone(), self.at);
-            async move { stream.page(Some(&filter), at, PAGE_MAX).await }.boxed()
+            let (stream, filter, at, known) = (Arc::clone(&self.stream), self.filter.clone(), self.at, self.life);
+            let look = async move {
+                let life = stream.life().await.map_err(|fault| stream.explain(fault))?;
+                // The places of another stream say nothing of this one.
+                let at = if life == known { at } else { 0 };
+                Ok((life, stream.page(Some(&filter), at, PAGE_MAX).await?))
+            };
+            look.boxed()
         });
-        let page = under_way.await;
+        let found = under_way.await;
         *looking = None;
-        let page = page?;
+        let (life, page) = found?;
+        if life != self.life {
+            (self.life, self.at, self.anew) = (life, 0, true);
+            self.seen.clear();
+        }
         let whole = page.pending == 0 && page.messages.len() < PAGE_MAX;
         if let Some(last) = page.messages.last() {
             self.at = self.at.max(last.seq);

@@ -58,12 +58,14 @@ impl Watcher {
 
     /// Reads everything anew and tells what is different.
     async fn reload(&mut self) -> Result<()> {
+        let is_other = self.tail.is_anew();
         let (tail, rows) = load(&self.table, self.bucket).await?;
         let there: BTreeSet<&str> = rows.iter().map(|(row, _)| row.key.as_str()).collect();
         let lost: Vec<String> = self.told.rows.keys().filter(|key| !there.contains(key.as_str())).cloned().collect();
         lost.into_iter().for_each(|key| self.told.remove(key));
         for (row, expires) in rows {
-            if self.told.rows.get(&row.key).is_none_or(|known| known.revision != row.revision) {
+            // Revisions of another stream say nothing of this one's.
+            if is_other || self.told.rows.get(&row.key).is_none_or(|known| known.revision != row.revision) {
                 self.told.put(row, expires);
             }
         }
@@ -117,7 +119,7 @@ impl Watcher {
 impl Watch for Watcher {
     async fn next(&mut self) -> Result<Vec<Change>> {
         loop {
-            if self.stale {
+            if self.stale || self.tail.is_anew() {
                 self.reload().await?;
             }
             while let Some(stored) = self.unread.front().cloned() {

@@ -82,22 +82,31 @@ pub(super) struct Open {
 
 impl Keeper {
     pub(super) async fn run(self, mut asks: mpsc::Receiver<Ask>) {
-        let open = tokio::select! {
-            () = self.cancel.cancelled() => None,
-            open = self.open(&mut asks) => open,
-        };
-        let Some(mut open) = open else { return };
-        tokio::select! {
-            () = self.cancel.cancelled() => {}
-            () = self.keep(&mut open, asks) => return,
+        loop {
+            let open = tokio::select! {
+                () = self.cancel.cancelled() => None,
+                open = self.open(&mut asks) => open,
+            };
+            let Some(mut open) = open else { return };
+            tokio::select! {
+                () = self.cancel.cancelled() => {
+                    // An operation that was under way is known by its number; what it left is said now, or found by whoever comes next.
+                    let _ = tokio::time::timeout(LAST_WORD, self.let_go(&mut open)).await;
+                    return;
+                }
+                goes_on = self.keep(&mut open, &mut asks) => if !goes_on { return },
+            }
+            tracing::warn!(station = %self.station, "the server has lost this hook, or the end of it: it is read anew");
         }
-        // An operation that was under way is known by its number; what it left is said now, or found by whoever comes next.
-        let _ = tokio::time::timeout(LAST_WORD, self.let_go(&mut open)).await;
     }
 
-    async fn keep(&self, open: &mut Open, mut asks: mpsc::Receiver<Ask>) {
+    /// Keeps the hook until nobody asks for it; true when what the server has is another one.
+    async fn keep(&self, open: &mut Open, asks: &mut mpsc::Receiver<Ask>) -> bool {
         self.raise();
         loop {
+            if open.tail.is_anew() {
+                return true;
+            }
             let now = self.link.now();
             self.heed_outages(open, now);
             if open.hook.promote(now) {
@@ -111,19 +120,20 @@ impl Keeper {
             tokio::select! {
                 biased;
                 stored = open.tail.next() => match stored {
+                    Ok(_) if open.tail.is_anew() => {}
                     Ok(stored) => {
                         if open.fold(stored, now) {
                             self.raise();
                         }
                     }
-                    Err(Error::Closed) => return,
+                    Err(Error::Closed) => return false,
                     Err(error) => {
                         tracing::debug!(%error, station = %self.station, "the hook cannot be followed now");
-                        self.refuse_for(TROUBLE_PAUSE, &mut asks, &error, &mut open.coming).await;
+                        self.refuse_for(TROUBLE_PAUSE, asks, &error, &mut open.coming).await;
                     }
                 },
                 ask = asks.recv() => {
-                    let Some(ask) = ask else { return };
+                    let Some(ask) = ask else { return false };
                     let mut batch = Vec::new();
                     batch.extend(self.settle_soon(open, ask));
                     while batch.len() < BATCH_MAX
@@ -147,7 +157,7 @@ impl Keeper {
                         if let Some(queue) = self.queue.upgrade() {
                             queue.hooks.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, handle| !handle.asks.is_closed());
                         }
-                        return;
+                        return false;
                     }
                 }
             }
@@ -426,6 +436,9 @@ impl Open {
     /// Folds everything that the stream has now.
     async fn catch_up(&mut self, now: Timestamp) -> Result<()> {
         let stored = self.tail.all().await?;
+        if self.tail.is_anew() {
+            return Err(Error::Unreachable("the server has lost the hook, which is just being read anew; ask again".into()));
+        }
         self.fold(stored, now);
         Ok(())
     }
