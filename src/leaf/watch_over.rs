@@ -276,7 +276,8 @@ impl<'a> Watch<'a> {
         }
         if self.waits() {
             if now() >= self.answer_by {
-                let open = self.open.first().copied().unwrap_or(self.asks);
+                let own = self.own.first().map(|own| if own.ask.ask > 0 { own.ask.ask } else { self.asks + 1 });
+                let open = self.open.first().copied().or(own).unwrap_or(self.asks);
                 let text = format!("timed out: nobody answered question {open} in time");
                 self.end(Why::Failed(Failure::new(FailureKind::TotalTimeout, text)));
             }

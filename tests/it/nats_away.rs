@@ -355,7 +355,11 @@ async fn works_on_what_it_has_now(client: &Client) {
     })
     .await;
     let order = json!({"agent_name": "upper", "task": "second", "after": [first["work_id"]], "run_id": first["run_id"]});
-    let second = client.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+    // Whoever was known before is known again once its station has said so.
+    let second = eventually("it takes work that waits for other work", async || {
+        client.try_call("assign_work", order.clone()).await?.ok()?["work_id"].as_str().map(str::to_owned)
+    })
+    .await;
     assert_eq!(client.settled(&second).await["result"], "SECOND");
     let run = client.call("check_work", json!({"run_id": first["root_run_id"]})).await;
     let is_in_it = |id: &Value| run["works"].as_array().unwrap().iter().any(|work| work["work_id"] == *id);

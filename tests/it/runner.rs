@@ -376,7 +376,7 @@ async fn an_interactive_program_reads_its_answers() {
             }
         })
         .await;
-    let line = |n| json!({"answer": {"n": n}, "ask": n, "reason": "?", "context": null}).to_string();
+    let line = |n| json!({"answer": {"n": n}, "ask": n, "reason": "?"}).to_string();
     assert_eq!(ended, Ended::Complete(Output::Inline(json!(format!("{}\n{}", line(1), line(2))))));
 }
 

@@ -15,7 +15,7 @@ pub(super) async fn feed(mut stdin: ChildStdin, start: String, input: &Input, an
     let _ = work(&mut stdin, start, input, shared).await;
     let Some(mut answers) = answers else { return };
     while let Some(answer) = answers.recv().await {
-        let said = json!({"answer": answer.answer, "ask": answer.ask, "reason": answer.reason, "context": answer.context});
+        let said = json!({"answer": answer.answer, "ask": answer.ask, "reason": answer.reason});
         let line = format!("{said}\n");
         let written = async {
             stdin.write_all(line.as_bytes()).await?;

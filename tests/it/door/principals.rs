@@ -138,7 +138,11 @@ async fn one_principal_has_no_part_in_the_works_of_another() {
         let answered = beside.client(ANN).call("answer_work", json!({"work_id": id, "answer": "blue"})).await.unwrap();
         assert_ne!(answered["status"], "FAILED");
         let done = ann.call("await_work", json!({"work_id": id})).await.unwrap();
-        assert_eq!((&done["status"], &done["result"]), (&json!("COMPLETE"), &json!("got {\"answer\":\"blue\",\"ask\":1}")), "{done}");
+        assert_eq!(
+            (&done["status"], &done["result"]),
+            (&json!("COMPLETE"), &json!("got {\"answer\":\"blue\",\"ask\":1,\"reason\":\"which?\"}")),
+            "{done}"
+        );
         ops.call("cancel_work", json!({"work_id": again["work_id"]})).await.unwrap();
     }
 }
