@@ -181,6 +181,8 @@ pub struct Work {
     pub kill_after: Span,
     /// How long an escalated work waits for its answer.
     pub answer_timeout: Span,
+    /// How long an outcome is tried to be stored while the store refuses it, as a full disk does; then another attempt follows.
+    pub outcome_patience: Span,
     /// How many questions one attempt at a work may ask.
     pub questions_max: u32,
     /// The priority's bounds: from minus this to plus this.
@@ -223,6 +225,7 @@ impl Default for Work {
             grace: Span::secs(10),
             kill_after: Span::secs(5),
             answer_timeout: Span::secs(24 * 3600),
+            outcome_patience: Span::secs(600),
             questions_max: 100,
             priority_max: 1000,
             ageing: Span::secs(10),

@@ -41,6 +41,7 @@ fn complaints(config: &Config) -> Vec<(bool, &'static str, String)> {
         (work.progress_interval < Span::millis(100), "lattice.work.progress_interval", "a duration of at least 100ms".to_owned()),
         (work.lease < Span::secs(2), "lattice.work.lease", "a duration of at least 2s".to_owned()),
         positive(work.answer_timeout, "lattice.work.answer_timeout"),
+        positive(work.outcome_patience, "lattice.work.outcome_patience"),
         counted(work.questions_max, "lattice.work.questions_max"),
         (work.priority_max < 0, "lattice.work.priority_max", "a number of at least 0".to_owned()),
         positive(work.ageing, "lattice.work.ageing"),

@@ -381,7 +381,7 @@ impl Attempt<'_> {
         self.release(next_at, None, Kind::Retrying { failure, next_at }).await.map(|_| ())
     }
 
-    /// Settles the work; while the store refuses (a full disk), it tries again for as long as the attempt is held.
+    /// Settles the work; while the store refuses (a full disk), it tries again for `lattice.work.outcome_patience`.
     async fn settle(&self, records: Vec<Record>) -> Result<()> {
         let held = self.retrying(|| self.leaf.transport.queue.settle(self.delivery, records.clone())).await?;
         if !held {
@@ -412,8 +412,8 @@ impl Attempt<'_> {
     }
 
     pub(super) async fn retrying<T, F: Future<Output = Result<T>>>(&self, step: impl Fn() -> F) -> Result<T> {
-        const TRIES: u32 = 60;
-        let mut tries = 0;
+        let patience = self.leaf.config.lattice.work.outcome_patience.get();
+        let mut refused = None;
         loop {
             match step().await {
                 // The server is away: the outcome is kept until it is back.
@@ -421,9 +421,8 @@ impl Attempt<'_> {
                     tracing::debug!(%reason, "an outcome waits for the server");
                     tokio::time::sleep(TROUBLE_PAUSE).await;
                 }
-                Err(error @ crate::transport::Error::Store(_)) if tries < TRIES => {
+                Err(error @ crate::transport::Error::Store(_)) if refused.get_or_insert_with(Instant::now).elapsed() < patience => {
                     tracing::error!(%error, "an outcome could not be stored; trying again");
-                    tries += 1;
                     tokio::time::sleep(TROUBLE_PAUSE).await;
                 }
                 done => return done,
