@@ -19,6 +19,8 @@ mod nats;
 mod presence;
 #[path = "lattice/raw.rs"]
 mod raw;
+#[path = "lattice/recovery.rs"]
+mod recovery;
 #[path = "lattice/server.rs"]
 mod server;
 #[path = "lattice/soak.rs"]
@@ -59,5 +61,6 @@ fn main() -> anyhow::Result<()> {
     }
     runtime.block_on(nats::run(quick))?;
     runtime.block_on(presence::run(quick))?;
+    runtime.block_on(recovery::run(quick))?;
     Ok(())
 }

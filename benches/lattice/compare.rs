@@ -10,7 +10,8 @@ use crate::bare;
 use crate::load::{Measured, Pipes, Server, Speaks, median};
 use crate::table::{Table, micros, per_second};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lattice-mcp");
+/// The program itself.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_lattice-mcp");
 /// An agent that answers with its task.
 pub(crate) const ECHO: &str = "---\nname: echo\ndescription: Answers with its task\nrunner: { kind: echo }\n---\n";
 const AT_ONCE: usize = 64;

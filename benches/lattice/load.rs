@@ -158,6 +158,11 @@ impl Pipes {
         memory(self.child.id()?)
     }
 
+    /// Kills the server.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
     /// Ends the server as a client does, by closing its input.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         let Self { mut child, stdin, .. } = self;

@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/nats/bin/nats-server");
 /// Said instead of a table where the server is missing.
 pub(crate) const MISSING: &str = "skipped: run ./tests/nats/setup.sh";
+const CONFIG: &str = "nats.conf";
 const START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -30,7 +31,7 @@ pub(crate) struct NatsServer {
     child: Child,
     port: u16,
     monitor: u16,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// What went through the server so far.
@@ -65,21 +66,27 @@ impl NatsServer {
         let (port, monitor) = (free_port()?, free_port()?);
         let always = if sync == Sync::Power { ", sync_interval: always" } else { "" };
         let store = dir.path().join("store");
-        let config = dir.path().join("nats.conf");
         let text = format!("listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{monitor}\"\njetstream {{ store_dir: {store:?}{always} }}\n");
-        std::fs::write(&config, text)?;
-        let log = std::fs::File::create(dir.path().join("server.log"))?;
-        let mut command = Command::new(PROGRAM);
-        command.arg("-c").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
-        let child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
-        let server = Self { child, port, monitor, _dir: dir };
+        std::fs::write(dir.path().join(CONFIG), text)?;
+        let server = Self { child: spawn(dir.path())?, port, monitor, dir };
+        server.listens().await?;
+        Ok(Some(server))
+    }
+
+    /// Kills it, starts it anew on the same port and folder, and waits until it listens.
+    pub(crate) async fn kill_and_start(&mut self) -> anyhow::Result<()> {
+        self.child.kill().await?;
+        self.child = spawn(self.dir.path())?;
+        self.listens().await
+    }
+
+    async fn listens(&self) -> anyhow::Result<()> {
         let listens = async {
-            while TcpStream::connect(("127.0.0.1", port)).await.is_err() || server.page("varz").await.is_err() {
-                tokio::time::sleep(LOOK).await
+            while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() || self.page("varz").await.is_err() {
+                tokio::time::sleep(LOOK).await;
             }
         };
-        tokio::time::timeout(START, listens).await.context("the nats-server does not listen")?;
-        Ok(Some(server))
+        tokio::time::timeout(START, listens).await.context("the nats-server does not listen")
     }
 
     pub(crate) fn url(&self) -> String {
@@ -105,6 +112,13 @@ impl NatsServer {
         let Some((_, body)) = text.split_once("\r\n\r\n") else { bail!("no page: {text}") };
         Ok(serde_json::from_str(body)?)
     }
+}
+
+fn spawn(dir: &Path) -> anyhow::Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("server.log"))?;
+    let mut command = Command::new(PROGRAM);
+    command.arg("-c").arg(dir.join(CONFIG)).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+    command.spawn().with_context(|| format!("cannot start {PROGRAM}"))
 }
 
 fn free_port() -> anyhow::Result<u16> {
