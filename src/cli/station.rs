@@ -71,7 +71,7 @@ pub(super) async fn run(session: &mut Session, args: Args) -> Result<(), Failure
             }
             match session.screen.json {
                 true => session.screen.json(&json!({"removed": name}))?,
-                false => session.screen.line(&format!("the server lets station {name} in no more, as soon as it runs"))?,
+                false => session.screen.line(&format!("the server lets station {name} in no more"))?,
             }
             Ok(())
         }

@@ -230,6 +230,8 @@ pub(crate) async fn what_belongs_beside_another_is_pushed_only_where_that_is(fix
     assert_eq!(push(&t, &at, early.clone()).await, Pushed::Known);
     assert!(second.queue.remove(&at, order, vec![]).await.unwrap());
     assert_eq!(push(&t, &at, early.clone()).await, Pushed::Known);
+    // Whoever looks has heard of the removal.
+    t.queue.load(&at).await.unwrap();
     assert_eq!(push(&t, &at, beside(work())).await, Pushed::Elsewhere);
     assert_eq!(take(&t, &at, &[("a", 9)], 9).await, [early.id]);
     assert!(recorded(&t).await.is_empty());
