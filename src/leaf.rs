@@ -368,7 +368,10 @@ impl Leaf {
             let lost = self.0.transport.queue.extend(&held, self.0.config.lattice.work.lease.get(), None).await?;
             for delivery in &lost {
                 match self.0.works.get(delivery.id).await {
-                    Ok(Some(work)) if policy::goes_on(&work, delivery.attempt) => self.tell(delivery, Word::Stands(work)),
+                    Ok(Some(work)) if policy::goes_on(&work, delivery.attempt) => {
+                        tracing::debug!(work_id = %delivery.id, "a hold is lost, and to no later attempt: this one goes on");
+                        self.tell(delivery, Word::Stands(work));
+                    }
                     Ok(_) => self.tell(delivery, Word::Lost),
                     Err(error) => tracing::warn!(work_id = %delivery.id, %error, "a hold is lost, and it is not known to whom"),
                 }

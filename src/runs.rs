@@ -13,9 +13,9 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,7 @@ use crate::model::access::Principal;
 use crate::model::id::{RunId, WorkId};
 use crate::model::run::Run;
 use crate::telemetry::now;
-use crate::transport::{self, Entry, Filter, Follow, Log, Position};
+use crate::transport::{self, Entry, Filter, Follow, Log, Position, local};
 
 /// Why the run store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -495,7 +495,7 @@ fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(),
     if version > VERSION {
         return Ok((db, Err(format!("the run store has version {version}, and this program knows up to {VERSION}: update lattice-mcp"))));
     }
-    write_ahead(&db)?;
+    local::write_ahead(&db)?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "cache_size", -2048)?;
     db.pragma_update(None, "wal_autocheckpoint", 4000)?;
@@ -514,19 +514,6 @@ fn connect(file: &Path) -> rusqlite::Result<(Connection, std::result::Result<(),
         tx.commit()?;
     }
     Ok((db, Ok(())))
-}
-
-/// Switches to write-ahead logging. Of several that open a new file at once some are refused at once, whatever the timeout.
-fn write_ahead(db: &Connection) -> rusqlite::Result<()> {
-    let start = Instant::now();
-    loop {
-        match db.pragma_update(None, "journal_mode", "WAL") {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < BUSY_MAX => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            other => return other,
-        }
-    }
 }
 
 fn refused(file: &Path, error: &rusqlite::Error) -> Error {

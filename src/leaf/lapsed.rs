@@ -57,6 +57,11 @@ impl Leaf {
         while let Some((delivery, over)) = looks.next().await {
             match over {
                 Ok(over) => {
+                    let (work_id, attempt) = (delivery.id, delivery.attempt);
+                    match over {
+                        true => tracing::debug!(%work_id, attempt, "nobody holds on to this attempt: the work may be taken over"),
+                        false => tracing::debug!(%work_id, attempt, "nobody holds on to this attempt, the last one: it is left as it is"),
+                    }
                     any |= over;
                     let found = Found { over, until: now().after(STANDS) };
                     self.0.found.lock().unwrap_or_else(PoisonError::into_inner).insert(delivery, found);

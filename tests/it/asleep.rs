@@ -29,6 +29,7 @@ fn set(ground: &mut Ground) {
     for (name, value) in [("WORK_LEASE", "2s"), ("PRESENCE_HEARTBEAT", "300ms"), ("PRESENCE_TTL", "1500ms")] {
         ground.set(&format!("LATTICE_{name}"), value);
     }
+    ground.listen("warn,lattice_mcp::leaf=debug");
     LAST.iter().for_each(|(name, front)| ground.agent(name, front, GATED));
 }
 
@@ -51,22 +52,19 @@ async fn begun(ground: &mut Ground, more: Value) -> (Client, Client, Vec<String>
     (first, second, ids)
 }
 
-/// Waits until the holds of a sleeper have run out, and the other process has looked for work since.
-async fn until_lapsed(other: &Client, ids: &[String]) {
+/// Waits until the holds of a sleeper have run out, and the other process has looked at what they held.
+async fn until_lapsed(ground: &Ground, other: &Client, ids: &[String]) {
     for id in ids {
+        ground.until_said(&[id, "it is left as it is"]).await;
         eventually("it is not known what became of it", async || (check(other, id).await["detail"] == "outcome unknown").then_some(()))
             .await;
     }
-    // Nothing can be awaited of a process that sleeps: its lease has to run out.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    let marker = other.assign("upper", "still here").await;
-    assert_eq!(other.settled(&marker).await["result"], "STILL HERE");
 }
 
 async fn who_sleeps_through_its_last_attempt_settles_it_once_awake(mut ground: Ground) {
     let (sleeper, other, ids) = begun(&mut ground, json!({})).await;
     signal(&sleeper, Signal::STOP);
-    until_lapsed(&other, &ids).await;
+    until_lapsed(&ground, &other, &ids).await;
     for id in &ids {
         let work = check(&other, id).await;
         assert_eq!((&work["status"], &work["detail"]), (&json!("ACCEPTED"), &json!("outcome unknown")), "{work}");
@@ -109,7 +107,7 @@ async fn who_is_killed_at_its_last_attempt_has_failed_as_soon_as_somebody_can_kn
 async fn what_a_sleeper_runs_is_cancelled_and_stays_so(mut ground: Ground) {
     let (sleeper, other, ids) = begun(&mut ground, json!({})).await;
     signal(&sleeper, Signal::STOP);
-    until_lapsed(&other, &ids).await;
+    until_lapsed(&ground, &other, &ids).await;
     for id in &ids {
         other.call("cancel_work", json!({"work_id": id, "reason": "no more need"})).await;
         assert_eq!(other.settled(id).await["status"], "CANCELLED");
@@ -126,7 +124,7 @@ async fn what_a_sleeper_runs_is_cancelled_and_stays_so(mut ground: Ground) {
 async fn the_time_of_a_work_is_up_while_its_process_sleeps(mut ground: Ground) {
     let (sleeper, other, ids) = begun(&mut ground, json!({"timeout": "12s"})).await;
     signal(&sleeper, Signal::STOP);
-    until_lapsed(&other, &ids).await;
+    until_lapsed(&ground, &other, &ids).await;
     for id in &ids {
         let work = other.settled(id).await;
         assert_eq!((&work["status"], &work["error"]["kind"]), (&json!("FAILED"), &json!("total_timeout")), "{work}");
@@ -151,7 +149,7 @@ async fn an_answer_given_to_a_sleeper_reaches_its_only_attempt(mut ground: Groun
     eventually("it asks", async || (check(&other, &id).await["status"] == "ESCALATED").then_some(())).await;
     signal(&sleeper, Signal::STOP);
     other.call("answer_work", json!({"work_id": id, "answer": "blue"})).await;
-    until_lapsed(&other, std::slice::from_ref(&id)).await;
+    until_lapsed(&ground, &other, std::slice::from_ref(&id)).await;
     signal(&sleeper, Signal::CONT);
     let work = other.settled(&id).await;
     assert!(work["status"] == "COMPLETE" && work["attempt"] == 1 && work["result"].to_string().contains("blue"), "{work}");
@@ -174,18 +172,10 @@ async fn a_hold_that_is_lost_to_no_attempt_stops_nobody() {
     let taken = eventually("its hold has run out", async || queue.take(&here, &want).await.unwrap().taken.pop()).await;
     assert_eq!((taken.delivery.id.to_string(), taken.delivery.attempt), (id.clone(), 2));
     signal(&sleeper, Signal::CONT);
-    // It has looked after its holds by then.
-    until_lapsed_holds_are_seen(&sleeper).await;
+    ground.until_said(&[&id, "this one goes on"]).await;
     ground.write("gate");
     let work = sleeper.settled(&id).await;
     assert_eq!((&work["status"], &work["result"]), (&json!("COMPLETE"), &json!("attempt 1")), "{work}");
     assert_eq!(ground.file("started").lines().count(), 1);
     store.close();
-}
-
-/// Waits for a few of the moments at which a process extends its holds.
-async fn until_lapsed_holds_are_seen(client: &Client) {
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let marker = client.assign("upper", "awake").await;
-    assert_eq!(client.settled(&marker).await["result"], "AWAKE");
 }

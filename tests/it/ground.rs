@@ -13,12 +13,14 @@ pub(crate) struct Ground {
     pub(crate) place: Place,
     _server: Option<NatsServer>,
     nothing: TempDir,
+    /// Where all processes write what they log, if it is looked at.
+    log: Option<std::path::PathBuf>,
     variables: Vec<(String, String)>,
 }
 
 impl Ground {
     pub(crate) fn local() -> Self {
-        Self { place: Place::new(), _server: None, nothing: TempDir::new().unwrap(), variables: Vec::new() }
+        Self { place: Place::new(), _server: None, nothing: TempDir::new().unwrap(), log: None, variables: Vec::new() }
     }
 
     pub(crate) fn nats() -> Self {
@@ -30,6 +32,22 @@ impl Ground {
     /// A setting of every process that is started from now on.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Lets every process that is started from now on log by this filter, to be looked at.
+    pub(crate) fn listen(&mut self, filter: &str) {
+        self.log = Some(self.nothing.path().join("log"));
+        self.set("LATTICE_LOG", filter);
+    }
+
+    /// Waits until some process has logged a line with all of these in it.
+    pub(crate) async fn until_said(&self, parts: &[&str]) {
+        let log = self.log.as_ref().expect("somebody listens");
+        eventually(&format!("somebody says {parts:?}"), async || {
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            said.lines().any(|line| parts.iter().all(|part| line.contains(part))).then_some(())
+        })
+        .await;
     }
 
     pub(crate) fn agent(&self, name: &str, front: &str, script: &str) {
@@ -48,6 +66,9 @@ impl Ground {
     fn command(&self, station: &str, agents: &std::path::Path) -> tokio::process::Command {
         let mut command = binary(self.place.data.path(), agents);
         command.envs(self.variables.iter().map(|(name, value)| (name, value))).args(["--station", station]);
+        if let Some(log) = &self.log {
+            command.stderr(std::fs::File::options().create(true).append(true).open(log).unwrap());
+        }
         command
     }
 

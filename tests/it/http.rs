@@ -132,6 +132,7 @@ impl ServerHandler for Sleeper {
         _: RequestContext<RoleServer>,
     ) -> std::result::Result<CallToolResponse, ErrorData> {
         let ms = request.arguments.and_then(|arguments| arguments.get("ms")?.as_u64()).unwrap_or_default();
+        // What it does takes as long as its caller says; nobody waits for it blindly.
         tokio::time::sleep(Duration::from_millis(ms)).await;
         Ok(CallToolResult::success(vec![ContentBlock::text(format!("{:?}", self.0))]).into())
     }

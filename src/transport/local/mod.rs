@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::hub::{Hub, lock};
 use self::reader::Question;
 use self::schema::File;
+pub(crate) use self::schema::write_ahead;
 use self::steady::Steady;
 use self::writer::{Batch, Committed, Job, Step};
 use super::{Bucket, Error, Result, Transport};

@@ -14,6 +14,8 @@ use crate::transport::{Error, Result};
 const APPLICATION_ID: i32 = 0x4c41_544d;
 /// How long a connection waits for another process's transaction.
 const BUSY_MAX: Duration = Duration::from_secs(30);
+/// How soon a switch that was refused meanwhile is tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 const PREPARED_MAX: usize = 96;
 const CHECKPOINT_PAGES: u32 = 4000;
 
@@ -193,21 +195,12 @@ impl File {
         }
     }
 
-    /// Switches to write-ahead logging. Two processes that open a new file at once may both be refused for a moment.
     fn write_ahead(&self, conn: &Connection) -> Result<()> {
-        let start = std::time::Instant::now();
-        loop {
-            match conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0)) {
-                Ok(mode) if mode == "wal" => return Ok(()),
-                Ok(mode) => {
-                    return Err(self.says(&format!(
-                        "can't use write-ahead logging here (it stays in mode {mode:?}): put the data folder on a local disk"
-                    )));
-                }
-                Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < BUSY_MAX => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(e) => return Err(self.error(&e)),
+        match write_ahead(conn).map_err(|e| self.error(&e))? {
+            mode if mode == "wal" => Ok(()),
+            mode => {
+                Err(self
+                    .says(&format!("can't use write-ahead logging here (it stays in mode {mode:?}): put the data folder on a local disk")))
             }
         }
     }
@@ -250,5 +243,21 @@ impl File {
 
     pub(super) fn path(&self) -> PathBuf {
         self.path.to_path_buf()
+    }
+}
+
+/// Switches to write-ahead logging; gives the mode that the file is in then.
+///
+/// Of several processes that open a new file at once some are refused at once, whatever the timeout, and SQLite tells nobody when
+/// another process is done: hence the short sleeps.
+pub(crate) fn write_ahead(conn: &Connection) -> rusqlite::Result<String> {
+    let start = std::time::Instant::now();
+    loop {
+        match conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < BUSY_MAX => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            other => return other,
+        }
     }
 }

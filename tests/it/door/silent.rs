@@ -37,7 +37,7 @@ struct Talker {
 }
 
 impl Talker {
-    /// Goes on after something was said: as fast as a busy lattice, not as fast as it goes.
+    /// Goes on after something was said: as fast as a busy lattice, not as fast as it goes. Nothing is awaited by it.
     async fn go_on(&self) {
         self.said.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(1)).await;

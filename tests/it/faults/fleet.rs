@@ -145,7 +145,7 @@ impl Fleet {
         let nowhere = (Vec::new(), self.url.clone());
         let (way, url) = self.elsewhere.get(name).unwrap_or(&nowhere);
         let mut command = rpc::binary(&self.folder(&format!("data/{name}")), &agents);
-        command.args(["--nats", url, "--station", station, "--log", "info"]);
+        command.args(["--nats", url, "--station", station, "--log", "info,lattice_mcp::leaf::lapsed=debug"]);
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some((program, first)) = way.split_first() {
             command = led(program, first, &command);

@@ -1,7 +1,5 @@
 //! A leaf that sleeps past its lease and wakes up again.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -109,15 +107,15 @@ async fn what_a_sleeper_delivers_before_anybody_else_settles_the_work() {
     scene.fleet.assert_calm();
 }
 
-/// Waits until holds of two seconds have run out, and a leaf that lives has looked for work since.
-async fn until_lapsed(desk: &Client, ids: &[&String]) {
+/// Waits until holds have run out, and the leaf that lives has looked at what they held.
+async fn until_lapsed(fleet: &Fleet, desk: &Client, ids: &[&String]) {
     for id in ids {
+        eventually("the other leaf finds that nobody holds on to it", async || {
+            fleet.log("south").lines().any(|line| line.contains(id.as_str()) && line.contains("it is left as it is")).then_some(())
+        })
+        .await;
         eventually("it is not known what became of it", async || (look(desk, id).await["detail"] == "outcome unknown").then_some(())).await;
     }
-    // Nothing can be awaited of a process that says nothing any more.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    let marker = desk.assign("quick", "x").await;
-    assert_eq!(desk.settled(&marker).await["status"], "COMPLETE");
 }
 
 /// A leaf that runs the last attempt of some works, and a replica of it that lives elsewhere.
@@ -149,7 +147,7 @@ async fn a_replica_elsewhere_declares_nobody_dead_and_whoever_has_the_folder_doe
     let (mut north, _south, desk, ids) = last_attempts(&mut fleet, &["20s", "10m"]).await;
     let [short, long] = &ids[..] else { unreachable!() };
     north.kill();
-    until_lapsed(&desk, &[short, long]).await;
+    until_lapsed(&fleet, &desk, &[short, long]).await;
     let timed_out = desk.settled(short).await;
     assert_eq!((&timed_out["status"], &timed_out["error"]["kind"]), (&json!("FAILED"), &json!("total_timeout")), "{timed_out}");
     assert!(timed_out["error"]["message"].as_str().unwrap().contains("what came of it is unknown"), "{timed_out}");
@@ -172,7 +170,7 @@ async fn what_a_sleeper_delivers_of_its_last_attempt_is_the_works_result() {
     let mut fleet = Fleet::new(&server.url());
     let (north, _south, desk, ids) = last_attempts(&mut fleet, &["10m"]).await;
     north.signal(Signal::STOP);
-    until_lapsed(&desk, &[&ids[0]]).await;
+    until_lapsed(&fleet, &desk, &[&ids[0]]).await;
     fleet.open("once");
     north.signal(Signal::CONT);
     let work = desk.settled(&ids[0]).await;

@@ -29,28 +29,34 @@ pub(crate) struct Server {
     server: NatsServer,
 }
 
+/// Connects, and opens the lattice. A server that has just started may not listen yet, nor serve JetStream, and tells nobody when.
 async fn open(port: u16, clock: &Arc<AtomicI64>) -> Nats {
+    let begun = Instant::now();
+    loop {
+        match open_now(port, clock).await {
+            Ok(nats) => return nats,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn open_now(port: u16, clock: &Arc<AtomicI64>) -> Result<Nats, Box<dyn std::error::Error + Send + Sync>> {
     let (raised, interruptions) = watch::channel(0);
     let raised = Arc::new(raised);
-    let client = loop {
+    let told = async_nats::ConnectOptions::new().event_callback(move |event| {
         let raised = Arc::clone(&raised);
-        let options = async_nats::ConnectOptions::new().event_callback(move |event| {
-            let raised = Arc::clone(&raised);
-            async move {
-                if matches!(event, async_nats::Event::Connected | async_nats::Event::SlowConsumer(_)) {
-                    raised.send_modify(|count| *count += 1);
-                }
+        async move {
+            if matches!(event, async_nats::Event::Connected | async_nats::Event::SlowConsumer(_)) {
+                raised.send_modify(|count| *count += 1);
             }
-        });
-        match options.connect(format!("127.0.0.1:{port}")).await {
-            Ok(client) => break client,
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
-    };
+    });
+    let client = told.connect(format!("127.0.0.1:{port}")).await?;
     let clock = Arc::clone(clock);
     let options = Options {
-        lattice: "x".parse().unwrap(),
-        station: "here".parse().unwrap(),
+        lattice: "x".parse()?,
+        station: "here".parse()?,
         settings: lattice_mcp::config::Nats::default(),
         blob_max_age: BLOB_MAX_AGE,
         clock: Arc::new(move || Timestamp::from_millis(clock.load(Ordering::SeqCst))),
@@ -58,17 +64,7 @@ async fn open(port: u16, clock: &Arc<AtomicI64>) -> Nats {
         denials: tokio::sync::broadcast::Sender::new(16),
         tasks: TaskTracker::new(),
     };
-    let begun = Instant::now();
-    loop {
-        // A server that has just started may not serve JetStream yet.
-        match Nats::open(client.clone(), options.clone()).await {
-            Ok(nats) => return nats,
-            Err(error) => {
-                assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+    Ok(Nats::open(client, options).await?)
 }
 
 #[async_trait]
