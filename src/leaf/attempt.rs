@@ -151,14 +151,12 @@ impl Attempt<'_> {
         match policy::before(&work, self.delivery.attempt, &self.policy()) {
             Verdict::Drop => self.settle(Vec::new()).await,
             Verdict::Cancel(reason) => self.settle(vec![self.record(Kind::Cancelled { reason })]).await,
-            Verdict::GiveUp(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
-            Verdict::Unknown(process, failure) if self.leaf.runners.is_gone(process).await => {
-                self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await
-            }
+            Verdict::GiveUp(failure) => self.give_up(failure).await,
+            Verdict::Unknown(process, failure) if self.leaf.runners.is_gone(process).await => self.give_up(failure).await,
             Verdict::Unknown(..) => self.leave().await,
             Verdict::Run => match self.ready().await? {
                 Ready::Yes(order) => match self.hindrance(&work).await? {
-                    Some(failure) => self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await,
+                    Some(failure) => self.give_up(failure).await,
                     None => self.execute(&work, order, following, inbox).await,
                 },
                 Ready::NotYet(at) => {
@@ -349,7 +347,7 @@ impl Attempt<'_> {
     async fn park(&self, asked: Option<Ask>, waits: bool) -> Result<()> {
         let Some(ask) = asked else {
             let failure = Failure::new(FailureKind::Agent, "the agent ended to wait for an answer, but asked nothing");
-            return self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await;
+            return self.give_up(failure).await;
         };
         let until = now().after(self.leaf.config.lattice.work.answer_timeout.get());
         // The answer may have come before the agent had ended: then nothing wakes the work any more.
@@ -379,6 +377,11 @@ impl Attempt<'_> {
         let failure = Failure::new(FailureKind::HandedBack, "what came of its last attempt is unknown: that process may only be asleep");
         let next_at = now().after(LEFT_PAUSE);
         self.release(next_at, None, Kind::Retrying { failure, next_at }).await.map(|_| ())
+    }
+
+    /// Ends the work with a failure that is not for another attempt to mend.
+    async fn give_up(&self, failure: Failure) -> Result<()> {
+        self.settle(vec![self.record(Kind::Failed { failure, duration_ms: 0 })]).await
     }
 
     /// Settles the work; while the store refuses (a full disk), it tries again for `lattice.work.outcome_patience`.
@@ -416,8 +419,9 @@ impl Attempt<'_> {
         let mut refused = None;
         loop {
             match step().await {
-                // The server is away: the outcome is kept until it is back.
+                // The server is away: the outcome is kept until it is back, and that is no refusal.
                 Err(crate::transport::Error::Unreachable(reason) | crate::transport::Error::Unanswered(reason)) => {
+                    refused = None;
                     tracing::debug!(%reason, "an outcome waits for the server");
                     tokio::time::sleep(TROUBLE_PAUSE).await;
                 }

@@ -144,24 +144,35 @@ pub struct MeshAccess {
     pub env: Vec<(String, String)>,
 }
 
+/// How long a check that cannot be made now waits until it is tried again.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
+
 /// Another kind of failure than `usual` where the system has no room for one more file or program, and where the lattice's server is
-/// away: nothing is wrong with the work then, nor with its agent.
+/// away: nothing is wrong with the work then, nor with its agent. Only for what comes before the agent has done anything.
 fn kind_of(error: &(dyn std::error::Error + 'static), usual: FailureKind) -> FailureKind {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    let passes = causes.any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        let code = io.and_then(std::io::Error::raw_os_error);
-        // What a reader of the transport's hands on is no source of its error.
-        let held = io.and_then(|io| io.get_ref()?.downcast_ref()).or_else(|| cause.downcast_ref::<transport::Error>());
-        let is_away = matches!(held, Some(transport::Error::Unreachable(_) | transport::Error::Unanswered(_) | transport::Error::Closed));
-        is_away || [Errno::MFILE, Errno::NFILE].iter().any(|full| code == Some(full.raw_os_error()))
-    });
-    if passes { FailureKind::HandedBack } else { usual }
+    let has_no_room = |code: i32| [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM].iter().any(|full| code == full.raw_os_error());
+    let mut codes = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
+    if is_away(error) || codes.any(has_no_room) { FailureKind::HandedBack } else { usual }
 }
 
-/// The result is there, and nothing keeps it.
+/// Whether it is the lattice's server that is away.
+fn is_away(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error).any(|cause| {
+        // What a reader of the transport's hands on is no source of its error.
+        let io = cause.downcast_ref::<std::io::Error>();
+        let held = io.and_then(|io| io.get_ref()?.downcast_ref()).or_else(|| cause.downcast_ref::<transport::Error>());
+        matches!(held, Some(transport::Error::Unreachable(_) | transport::Error::Unanswered(_) | transport::Error::Closed))
+    })
+}
+
+fn causes<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// The result is there, and nothing keeps it: an attempt was made, whatever else is full here.
 fn unstored(error: &transport::Error) -> Failure {
-    Failure::new(kind_of(error, FailureKind::Crashed), format!("the result could not be stored: {error}"))
+    let kind = if is_away(error) { FailureKind::HandedBack } else { FailureKind::Crashed };
+    Failure::new(kind, format!("the result could not be stored: {error}"))
 }
 
 /// The runners of a station; cheap to clone.
@@ -237,7 +248,19 @@ impl Runners {
         result: &Output,
         stop: &CancellationToken,
     ) -> Result<Option<Vec<Check>>, Failure> {
-        self.shop.check_claim(order, criteria, result, stop).await
+        loop {
+            match self.shop.check_claim(order, criteria, result, stop).await {
+                // The agent has done its part: nothing of that is done again because nobody can look at it now.
+                Err(failure) if failure.kind == FailureKind::HandedBack => {
+                    tracing::warn!(reason = failure.message, "a claim cannot be checked now; trying again");
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(None),
+                        () = tokio::time::sleep(CHECK_PAUSE) => {}
+                    }
+                }
+                checked => return checked,
+            }
+        }
     }
 
     /// The way to execute an agent that says this.
@@ -274,6 +297,13 @@ mod tests {
         let full = transport::Error::Store("full".into());
         assert_eq!(unstored(&full).kind, FailureKind::Crashed);
         assert_eq!(kind(&std::io::Error::other(full)), FailureKind::Crashed);
-        assert_eq!(kind(&std::io::Error::from_raw_os_error(Errno::MFILE.raw_os_error())), FailureKind::HandedBack);
+    }
+
+    #[test]
+    fn a_full_system_is_nobodys_crash() {
+        for full in [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM] {
+            let full = std::io::Error::from_raw_os_error(full.raw_os_error());
+            assert_eq!(kind_of(&full, FailureKind::Unstartable), FailureKind::HandedBack);
+        }
     }
 }

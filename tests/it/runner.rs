@@ -1,15 +1,22 @@
 //! The runners: what a program is given, and what becomes of what it says.
 
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
+use lattice_mcp::model::accept::Criteria;
 use lattice_mcp::model::agent::{Prompt, RunnerSpec};
 use lattice_mcp::model::event::{Ask, FailureKind, Needs};
-use lattice_mcp::model::output::{Media, Output};
+use lattice_mcp::model::output::{BlobRef, Media, Output};
 use lattice_mcp::model::time::Timestamp;
 use lattice_mcp::model::work::Exchange;
 use lattice_mcp::runner::{Answer, Ended, Report};
-use lattice_mcp::transport::Blobs;
+use lattice_mcp::transport::{self, Blobs};
 use serde_json::{Value, json};
+use tokio::io::AsyncRead;
+use tokio_util::sync::CancellationToken;
 
 use crate::runner_bench::{Bench, bytes, command, object};
 
@@ -468,6 +475,49 @@ async fn results_are_held_against_the_output_schema() {
     assert_eq!((blob.media, stored.len()), (Media::Json, 20_000 + 17));
     bench.definition.manifest.output_schema = Some(json!({"type": "no such type"}));
     assert_eq!(bench.failure().await.kind, FailureKind::Unstartable);
+}
+
+/// A store that cannot be reached so many times.
+struct Away {
+    blobs: Arc<dyn Blobs>,
+    times: AtomicUsize,
+}
+
+#[async_trait]
+impl Blobs for Away {
+    async fn put(&self, source: &mut (dyn AsyncRead + Unpin + Send), media: Media) -> transport::Result<BlobRef> {
+        self.blobs.put(source, media).await
+    }
+
+    async fn open(&self, sha256: &str, range: Range<u64>) -> transport::Result<Box<dyn AsyncRead + Unpin + Send>> {
+        match self.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1)) {
+            Ok(_) => Err(transport::Error::Unreachable("away".into())),
+            Err(_) => self.blobs.open(sha256, range).await,
+        }
+    }
+
+    async fn size(&self, sha256: &str) -> transport::Result<u64> {
+        self.blobs.size(sha256).await
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_looked_at_now_is_looked_at_later() {
+    let mut away = None;
+    let bench = Bench::with(|context| {
+        let blobs = Arc::new(Away { blobs: context.blobs.clone(), times: AtomicUsize::new(1) });
+        away = Some(blobs.clone());
+        context.blobs = blobs;
+    });
+    let blob = bench.blobs.put(&mut &b"[1]"[..], Media::Json).await.unwrap();
+    let criteria = Criteria { schema: Some(json!({"type": "array"})), ..Criteria::default() };
+    let (result, stop) = (Output::Blob(blob), CancellationToken::new());
+    let checks = bench.runners.check(&bench.order(), &criteria, &result, &stop).await.unwrap().unwrap();
+    assert!(checks.iter().all(|check| check.ok), "{checks:?}");
+    assert_eq!(away.as_ref().unwrap().times.swap(usize::MAX, Ordering::SeqCst), 0, "it was away once");
+    // Whoever stops the attempt need not wait for it.
+    stop.cancel();
+    assert_eq!(bench.runners.check(&bench.order(), &criteria, &result, &stop).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use super::spool::{Spool, beginning};
 use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind};
 use crate::model::size::Size;
-use crate::runner::{Report, kind_of};
+use crate::runner::Report;
 use crate::telemetry::now;
 
 /// How long a pipe may be silent after its program is gone before we stop listening.
@@ -201,9 +201,9 @@ impl Stdout<'_> {
     }
 }
 
-/// The disk may have room again for the next attempt.
+/// The disk may have room again for the next attempt; this one was made.
 pub(super) fn unkept(error: &io::Error) -> Failure {
-    Failure::new(kind_of(error, FailureKind::Crashed), format!("the output could not be kept: {error}"))
+    Failure::new(FailureKind::Crashed, format!("the output could not be kept: {error}"))
 }
 
 /// Reads standard error to its end.
