@@ -27,6 +27,8 @@ mod server;
 mod soak;
 #[path = "lattice/table.rs"]
 mod table;
+#[path = "lattice/wire.rs"]
+mod wire;
 
 fn main() -> anyhow::Result<()> {
     let has = |wanted: &str| std::env::args().any(|argument| argument == wanted);

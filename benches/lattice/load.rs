@@ -54,6 +54,32 @@ impl Measured {
     }
 }
 
+/// So many of something, so many of them at once.
+pub(crate) async fn together<F>(count: usize, at_once: usize, one: impl Fn() -> F + Clone + Send + 'static) -> anyhow::Result<Measured>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let began = Instant::now();
+    let mut lanes = tokio::task::JoinSet::new();
+    for _ in 0..at_once {
+        let one = one.clone();
+        lanes.spawn(async move {
+            let mut samples = Vec::with_capacity(count / at_once);
+            for _ in 0..count / at_once {
+                let began = Instant::now();
+                one().await?;
+                samples.push(began.elapsed());
+            }
+            anyhow::Ok(samples)
+        });
+    }
+    let mut samples = Vec::with_capacity(count);
+    while let Some(lane) = lanes.join_next().await {
+        samples.extend(lane??);
+    }
+    Ok(Measured::new(samples, began.elapsed()))
+}
+
 /// The middle one.
 pub(crate) fn median(samples: Vec<Duration>) -> Duration {
     Measured { samples, took: Duration::ZERO }.percentile(50)

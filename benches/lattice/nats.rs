@@ -1,8 +1,9 @@
-//! Assign -> settled over a NATS server, of an agent that does nothing, beside the raw chain on the same server.
+//! Assign -> settled over a NATS server, of an agent that does nothing, beside the raw chain on the same server, and beside the
+//! messages of its own wire with no lattice behind them.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use lattice_mcp::config::Config;
@@ -11,10 +12,11 @@ use lattice_mcp::station::{Setting, Station};
 
 use crate::compare::{crowd, row};
 use crate::inprocess::one;
-use crate::load::Measured;
+use crate::load::{Measured, together};
 use crate::raw::Raw;
 use crate::server::{MISSING, NatsServer, Sync};
 use crate::table::Table;
+use crate::wire::Alone;
 
 const ECHO: &str = "---\nname: echo\ndescription: answers with its task\nrunner: { kind: echo }\nlimits: { max_parallel: 1024 }\n---\n";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,17 +39,21 @@ pub(crate) async fn run(quick: bool) -> anyhow::Result<()> {
 
 async fn measure(server: &NatsServer, table: &mut Table, quick: bool) -> anyhow::Result<()> {
     let raw = Raw::open(&server.url()).await?;
+    let alone = Alone::open(&server.url()).await?;
     let pair = Pair::open(&server.url()).await?;
     for (at_once, count) in [(1, 2_000), (64, 32_000), (1_024, 65_536)] {
         let share = if quick { count / 4 } else { count } / TURNS;
         raw.load(share / 4, at_once.min(share / 4)).await?;
+        alone.load(share / 4, at_once.min(share / 4)).await?;
         pair.load(share / 4, at_once.min(share / 4)).await?;
-        let (mut reference, mut measured) = (Measured::default(), Measured::default());
+        let (mut reference, mut wire, mut measured) = (Measured::default(), Measured::default(), Measured::default());
         for _ in 0..TURNS {
             reference.add(raw.load(share, at_once).await?);
+            wire.add(alone.load(share, at_once).await?);
             measured.add(pair.load(share, at_once).await?);
         }
         row(table, &crowd(at_once), &reference, &measured);
+        row(table, "  its messages alone", &reference, &wire);
     }
     pair.close().await;
     Ok(())
@@ -78,25 +84,15 @@ impl Pair {
     }
 
     async fn load(&self, count: usize, at_once: usize) -> anyhow::Result<Measured> {
-        let began = Instant::now();
-        let mut lanes = tokio::task::JoinSet::new();
-        for _ in 0..at_once {
-            let (dispatcher, caller) = (self.orchestrator.dispatcher().clone(), self.caller.clone());
-            lanes.spawn(async move {
-                let mut samples = Vec::with_capacity(count / at_once);
-                for _ in 0..count / at_once {
-                    let began = Instant::now();
-                    one(&dispatcher, &caller).await;
-                    samples.push(began.elapsed());
-                }
-                samples
-            });
-        }
-        let mut samples = Vec::with_capacity(count);
-        while let Some(lane) = lanes.join_next().await {
-            samples.extend(lane?);
-        }
-        Ok(Measured::new(samples, began.elapsed()))
+        let (dispatcher, caller) = (self.orchestrator.dispatcher().clone(), self.caller.clone());
+        together(count, at_once, move || {
+            let (dispatcher, caller) = (dispatcher.clone(), caller.clone());
+            async move {
+                one(&dispatcher, &caller).await;
+                Ok(())
+            }
+        })
+        .await
     }
 
     async fn close(self) {

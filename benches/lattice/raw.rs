@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::pull;
@@ -14,7 +14,7 @@ use async_nats::jetstream::{self, AckKind};
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 
-use crate::load::Measured;
+use crate::load::{Measured, together};
 
 /// About as large as an assignment.
 const BODY: usize = 400;
@@ -74,8 +74,7 @@ impl Raw {
         Ok(raw)
     }
 
-    async fn one(&self) -> anyhow::Result<Duration> {
-        let began = Instant::now();
+    async fn one(&self) -> anyhow::Result<()> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut body = vec![b'x'; BODY];
         body[..8].copy_from_slice(&id.to_be_bytes());
@@ -84,27 +83,16 @@ impl Raw {
         let order = jetstream::message::PublishMessage::build().payload(body.into()).message_id(id.to_string());
         self.context.send_publish("raw.hook", order).await?.await?;
         tokio::time::timeout(PATIENCE, heard).await.context("no result")??;
-        Ok(began.elapsed())
+        Ok(())
     }
 
     /// So many works, so many of them at once.
     pub(crate) async fn load(&self, count: usize, at_once: usize) -> anyhow::Result<Measured> {
-        let began = Instant::now();
-        let mut lanes = tokio::task::JoinSet::new();
-        for _ in 0..at_once {
-            let raw = self.clone();
-            lanes.spawn(async move {
-                let mut samples = Vec::with_capacity(count / at_once);
-                for _ in 0..count / at_once {
-                    samples.push(raw.one().await?);
-                }
-                anyhow::Ok(samples)
-            });
-        }
-        let mut samples = Vec::with_capacity(count);
-        while let Some(lane) = lanes.join_next().await {
-            samples.extend(lane??);
-        }
-        Ok(Measured::new(samples, began.elapsed()))
+        let raw = self.clone();
+        together(count, at_once, move || {
+            let raw = raw.clone();
+            async move { raw.one().await }
+        })
+        .await
     }
 }
