@@ -32,7 +32,7 @@ impl Raw {
     /// Connects both ends; they live as long as the runtime.
     pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
         let (assigner, leaf) = (async_nats::connect(url).await?, async_nats::connect(url).await?);
-        let context = jetstream::new(assigner.clone());
+        let context = patient(&assigner);
         let hook = Config {
             name: "raw_hook".into(),
             subjects: vec!["raw.hook".into()],
@@ -54,7 +54,7 @@ impl Raw {
                 waiter.map(|waiter| waiter.send(()));
             }
         });
-        let far = jetstream::new(leaf);
+        let far = patient(&leaf);
         let pulled = pull::Config { durable_name: Some("leaf".into()), max_ack_pending: 10_000, ..pull::Config::default() };
         let consumer = far.get_stream("raw_hook").await?.create_consumer(pulled).await?;
         let mut orders = consumer.messages().await?;
@@ -95,4 +95,11 @@ impl Raw {
         })
         .await
     }
+}
+
+/// A client that waits for a slow disk.
+pub(crate) fn patient(client: &async_nats::Client) -> jetstream::Context {
+    let mut context = jetstream::new(client.clone());
+    context.set_timeout(PATIENCE);
+    context
 }

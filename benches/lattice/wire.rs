@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{Config, Republish};
-use async_nats::jetstream::{self, message::PublishMessage};
+use async_nats::jetstream::{Context, message::PublishMessage};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::load::{Measured, together};
+use crate::raw::patient;
 
 /// About as large as an assignment, and as what a leaf says of one.
 const ORDER: usize = 700;
@@ -27,7 +28,7 @@ const RESULT: &str = "result";
 /// Both ends, each on its own connection.
 #[derive(Clone)]
 pub(crate) struct Alone {
-    context: jetstream::Context,
+    context: Context,
     waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<()>>>>,
     next: Arc<AtomicU64>,
 }
@@ -36,7 +37,7 @@ impl Alone {
     /// Connects both ends; they live as long as the runtime.
     pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
         let (assigner, leaf) = (async_nats::connect(url).await?, async_nats::connect(url).await?);
-        let context = jetstream::new(assigner.clone());
+        let context = patient(&assigner);
         for name in ["hook", "log"] {
             let source = format!("alone.{name}.>");
             let republish = Republish { source: source.clone(), destination: format!("said.{source}"), headers_only: false };
@@ -65,7 +66,7 @@ impl Alone {
                 let _ = free.send(item.payload).await;
             }
         });
-        let far = jetstream::new(leaf);
+        let far = patient(&leaf);
         spawn(async move {
             let mut last = 0;
             while let Some(first) = taken.recv().await {
