@@ -12,13 +12,14 @@ use tokio::runtime::Runtime;
 
 use crate::agents::{self, Place};
 use crate::model::agent::Manifest;
+use crate::model::assignment::Assignment;
 use crate::model::audit::Fact;
 use crate::model::event::{Event, Kind, Side};
 use crate::model::id::{AgentName, LatticeId, RunId, WorkId};
 use crate::model::output::{BlobRef, Media, Output};
 use crate::model::size::Size;
 use crate::model::time::{Span, Timestamp};
-use crate::model::work::{Assignment, Work};
+use crate::model::work::Work;
 use crate::results::{self, Selector};
 use crate::telemetry::TraceContext;
 use crate::transport::subject::Place as Row;

@@ -24,7 +24,7 @@
 //! | [`config`] | every setting, and where its value came from |
 //! | [`model`] | pure: ids, events, the fold of a work, lineage |
 //!
-//! Invariants: a work's status is one pure function of its events ([`model::work::Status::after`]); there is no table of pending
+//! Invariants: a work's status is one pure function of its events ([`model::status::Status::after`]); there is no table of pending
 //! work in memory whose loss could matter; an effect is acknowledged after it is durable, and is idempotent by work id.
 
 pub mod agents;

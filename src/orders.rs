@@ -19,12 +19,13 @@ use serde_json::{Map, Value};
 use tokio::io::AsyncReadExt;
 
 use crate::config::Config;
+use crate::model::assignment::Assignment;
 use crate::model::event::{Event, Kind, Side};
 use crate::model::id::WorkId;
 use crate::model::map;
 use crate::model::output::{BlobRef, Media};
 use crate::model::turn::Turn;
-use crate::model::work::{Assignment, Work};
+use crate::model::work::Work;
 use crate::registry::Identity;
 use crate::runs::{self, Runs};
 use crate::telemetry::now;

@@ -558,9 +558,9 @@ impl Thread {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::model::assignment::Assignment;
     use crate::model::event::{Event, Kind, Side};
     use crate::model::output::Output;
-    use crate::model::work::Assignment;
     use crate::telemetry::{new_instance, new_root, new_work_id};
     use crate::transport::local::{self, Local};
     use crate::transport::{Record, mesh};
@@ -736,7 +736,7 @@ mod tests {
         let old = Connection::open(&file).unwrap();
         old.execute_batch(SCHEMA).unwrap();
         old.pragma_update(None, "user_version", 1).unwrap();
-        let pending = serde_json::to_string(&crate::model::work::Status::default()).unwrap();
+        let pending = serde_json::to_string(&crate::model::status::Status::default()).unwrap();
         old.execute(
             "INSERT INTO runs (work, run, root, origin, target, trace, agent, task, status, event, assigned_at, attempt, dead, seen)
              VALUES (?1, ?2, ?2, 'a', 'a', '', 'a', 'old', ?3, 'WORK_ASSIGNED', 0, 0, 0, 1)",

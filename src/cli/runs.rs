@@ -149,8 +149,8 @@ fn draw(tree: &Tree, name: &str, here: &str, below: &str, table: &mut Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::status::Status;
     use crate::model::time::Timestamp;
-    use crate::model::work::Status;
 
     fn run(id: RunId) -> Run {
         Run {

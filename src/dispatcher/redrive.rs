@@ -6,11 +6,13 @@ use serde_json::json;
 
 use super::keys::{Keyed, digest};
 use super::{Assigned, Caller, Dispatcher, Error, Items, Request, Result};
+use crate::model::assignment::Assignment;
 use crate::model::budget::Allowance;
 use crate::model::event::Kind;
 use crate::model::id::{RunId, WorkId};
 use crate::model::map::Spec;
-use crate::model::work::{Assignment, Status, Work};
+use crate::model::status::Status;
+use crate::model::work::Work;
 use crate::telemetry::{new_span_id, new_work_id, now};
 use crate::transport::{self, Bucket, Expect};
 use crate::works::record;

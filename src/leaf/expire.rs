@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use super::Inner;
 use super::attempt::{event, refuse};
+use crate::model::assignment::Assignment;
 use crate::model::event::{Failure, FailureKind, Kind};
 use crate::model::id::WorkId;
+use crate::model::status::Status;
 use crate::model::time::Timestamp;
-use crate::model::work::{Assignment, Status, Work};
+use crate::model::work::Work;
 use crate::telemetry::now;
 use crate::transport::{Result, Taken};
 use crate::works::record;

@@ -14,8 +14,9 @@ use crate::model::event::{Ask, Failure, Needs};
 use crate::model::id::{AgentName, WorkId};
 use crate::model::output::Output;
 use crate::model::run::Run;
+use crate::model::status::Status;
 use crate::model::time::{Span, Timestamp};
-use crate::model::work::{Attempt, Outcome, Status, Work};
+use crate::model::work::{Attempt, Outcome, Work};
 use crate::registry::{Agent, Snapshot};
 use crate::results;
 use crate::runs::Outlook;
@@ -464,7 +465,7 @@ fn brief(run: &Run, now: Timestamp) -> Value {
 mod tests {
     use super::*;
     use crate::model::event::FailureKind;
-    use crate::model::work::Mark;
+    use crate::model::status::Mark;
 
     fn run(n: u128, status: Status, name: &str) -> Run {
         let run_id = crate::model::id::RunId::root_of(uuid::Uuid::from_u128(n));

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::accept::Check;
+use super::assignment::Assignment;
 use super::budget::Usage;
 use super::id::{InstanceId, RunId, StationId, WorkId};
 use super::output::{BlobRef, Output};
 use super::time::Timestamp;
-use super::work::Assignment;
 
 /// One thing that happened to one work.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,9 +6,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::assignment::Assignment;
 use super::id::WorkId;
 use super::time::Timestamp;
-use super::work::Assignment;
 
 /// The items of an order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,8 +6,9 @@ use super::accept::Check;
 use super::access::Principal;
 use super::budget::{Allowance, Budget, Spent, Usage};
 use super::id::{AgentName, RunId, StationId, WorkId};
+use super::status::Status;
 use super::time::Timestamp;
-use super::work::{Outcome, Status};
+use super::work::Outcome;
 
 /// One execution of an agent, and its place in the lineage.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Orders, Result};
 use crate::model::after::{After, Verdict};
+use crate::model::assignment::Assignment;
 use crate::model::event::Kind;
 use crate::model::output::Output;
-use crate::model::work::{Assignment, Outcome, Work};
+use crate::model::work::{Outcome, Work};
 use crate::telemetry::now;
 use crate::works::record;
 

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::kind_of;
+use crate::model::assignment::Assignment;
 use crate::model::event::{Failure, FailureKind};
-use crate::model::work::Assignment;
 use crate::transport::Blobs;
 
 /// The task and the context of an assignment.

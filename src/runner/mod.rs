@@ -20,11 +20,12 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::model::accept::{Check, Criteria};
 use crate::model::agent::{Definition, RunnerSpec};
+use crate::model::assignment::Assignment;
 use crate::model::budget::Usage;
 use crate::model::event::{Failure, FailureKind, Needs};
 use crate::model::id::InstanceId;
 use crate::model::output::Output;
-use crate::model::work::{Assignment, Exchange};
+use crate::model::work::Exchange;
 use crate::transport::{self, Blobs};
 
 /// One attempt at one work.

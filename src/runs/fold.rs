@@ -106,9 +106,9 @@ async fn read(log: &dyn Log, id: WorkId) -> Result<Option<(Work, Position)>> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::model::assignment::Assignment;
     use crate::model::event::Side;
     use crate::model::output::Output;
-    use crate::model::work::Assignment;
     use crate::telemetry::{new_instance, new_root, new_work_id, now};
     use crate::transport::local;
     use crate::works::record;

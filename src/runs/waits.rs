@@ -4,9 +4,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{self, unreadable};
 use super::{Result, Runs};
+use crate::model::assignment::Assignment;
 use crate::model::id::{RunId, StationId, WorkId};
 use crate::model::run::Run;
-use crate::model::work::{Assignment, Status, Work};
+use crate::model::status::Status;
+use crate::model::work::Work;
 
 /// What a row of `waits` stands for.
 const FOR_ANOTHER: i64 = 0;

@@ -7,12 +7,12 @@ use std::process::{Command, Output, Stdio};
 
 use bytes::Bytes;
 use lattice_mcp::config::Storage;
+use lattice_mcp::model::assignment::Assignment;
 use lattice_mcp::model::event::{Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::output::{self, Media};
 use lattice_mcp::model::time::Timestamp;
 use lattice_mcp::model::turn::Turn;
-use lattice_mcp::model::work::Assignment;
 use lattice_mcp::transport::{Item, Transport, local};
 use lattice_mcp::works::record;
 use serde_json::{Value, json};

@@ -2,13 +2,15 @@
 
 use lattice_mcp::model::accept::{Check, Claim, What};
 use lattice_mcp::model::after::{After, IfFailed};
+use lattice_mcp::model::assignment::Assignment;
 use lattice_mcp::model::budget::Usage;
 use lattice_mcp::model::event::{Answerer, Ask, Event, Failure, FailureKind, Kind, Needs, Side};
 use lattice_mcp::model::id::{InstanceId, RunId, WorkId};
 use lattice_mcp::model::map;
 use lattice_mcp::model::output::{BlobRef, Media, Output};
+use lattice_mcp::model::status::Status;
 use lattice_mcp::model::time::Timestamp;
-use lattice_mcp::model::work::{Assignment, Outcome, Status, Work};
+use lattice_mcp::model::work::{Outcome, Work};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
