@@ -162,7 +162,7 @@ mod tests {
 
     use super::*;
     use crate::model::owner::{Principal, Workspace};
-    use crate::runs::{SCHEMA, connect};
+    use crate::runs::file::{SCHEMA, connect};
 
     const SETTLED: i64 = 100_000;
 
