@@ -6,8 +6,10 @@
 //! written locally is forwarded to the server's log once that is back.
 
 mod blobs;
+mod keys;
 mod log;
 mod queue;
+mod seal;
 mod table;
 
 use std::collections::HashMap;

@@ -1,0 +1,44 @@
+//! The lattice's seal, of which this machine may have made one of its own while the server was away.
+
+use sha2::{Digest, Sha256};
+
+use super::Mesh;
+use crate::transport::{Bucket, Error, Expect, Result, SEAL, Transport};
+
+impl Mesh {
+    /// Brings the lattice's seal together: the server's is everybody's, and what was used here while that was away stands beside it, so
+    /// that everybody can open what was sealed with it.
+    pub(super) async fn unite_seal(&self, far: &Transport) -> Result<()> {
+        match self.tell_seal(far).await {
+            Err(error @ (Error::Unreachable(_) | Error::Unanswered(_))) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "what seals here cannot be told to the lattice");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn tell_seal(&self, far: &Transport) -> Result<()> {
+        let Some(row) = self.local.table.get(Bucket::Keys, SEAL).await? else { return Ok(()) };
+        match far.table.put(Bucket::Keys, SEAL, row.value.clone(), Expect::Absent, None).await {
+            Err(Error::Conflict { .. }) => {}
+            told => return told.map(|_| ()),
+        }
+        let Some(there) = far.table.get(Bucket::Keys, SEAL).await? else { return Ok(()) };
+        if there.value == row.value {
+            return Ok(());
+        }
+        let beside = format!("{SEAL}.{}", hex(&Sha256::digest(&row.value)));
+        far.table.put(Bucket::Keys, &beside, row.value, Expect::Any, None).await?;
+        match self.local.table.put(Bucket::Keys, SEAL, there.value, Expect::Revision(row.revision), None).await {
+            // Another process of this folder was first.
+            Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
