@@ -292,10 +292,10 @@ async fn next(follows: &mut [Box<dyn Follow>]) -> Result<Vec<Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::model::event::Side;
     use crate::telemetry::{new_instance, new_root, new_work_id};
-    use crate::transport::{Record, local, mesh};
+    use crate::transport::Record;
+    use crate::transport::mesh::Sides;
     use crate::works::record;
 
     fn word(at: i64) -> Record {
@@ -306,18 +306,16 @@ mod tests {
 
     #[tokio::test]
     async fn of_two_logs_that_are_read_as_one_each_is_shown_from_the_same_moment_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let settings = Config::default().lattice.storage;
-        let store = |name| local::open(&dir.path().join(name), &settings).unwrap();
-        let (near, far) = (store("near"), store("far"));
-        near.transport().log.append((0..5).map(word).chain([word(101), word(103)]).collect()).await.unwrap();
-        far.transport().log.append((0..50).map(word).chain([word(102)]).collect()).await.unwrap();
-        let log = mesh::pair(near.transport(), Some(far.transport())).0.log;
+        let sides = Sides::new();
+        let (near, far) = (&sides.near, &sides.far);
+        near.log.append((0..5).map(word).chain([word(101), word(103)]).collect()).await.unwrap();
+        far.log.append((0..50).map(word).chain([word(102)]).collect()).await.unwrap();
+        let log = sides.mesh(Some(far.clone())).0.log;
         let head = log.head().await.unwrap();
         let after = first_since(&*log, Filter::AllWork, Timestamp::from_millis(100), head).await.unwrap();
         assert_eq!(after, Position { seq: 5, far: 50 });
         // What comes later is for whoever follows.
-        near.transport().log.append(vec![word(104)]).await.unwrap();
+        near.log.append(vec![word(104)]).await.unwrap();
         let mut pasts = [Past { filter: Filter::AllWork, after, page: VecDeque::new(), ended: false }];
         let mut shown = Vec::new();
         while let Some(entry) = earliest(&*log, &mut pasts, head).await.unwrap() {
@@ -325,7 +323,5 @@ mod tests {
         }
         shown.sort_unstable();
         assert_eq!(shown, [101, 102, 103]);
-        near.close();
-        far.close();
     }
 }

@@ -5,8 +5,8 @@ use crate::model::assignment::Assignment;
 use crate::model::event::{Event, Kind, Side};
 use crate::model::output::Output;
 use crate::telemetry::{new_instance, new_root, new_work_id};
-use crate::transport::local::{self, Local};
-use crate::transport::{Record, mesh};
+use crate::transport::mesh::Sides;
+use crate::transport::{Record, local};
 use crate::works::record;
 
 /// A work that is given out, taken and done.
@@ -25,12 +25,6 @@ fn story() -> [Record; 3] {
     })
 }
 
-/// A store of this machine and one that stands for the server.
-fn two_stores(dir: &Path) -> (Local, Local) {
-    let settings = Config::default().lattice.storage;
-    (local::open(&dir.join("near"), &settings).unwrap(), local::open(&dir.join("far"), &settings).unwrap())
-}
-
 async fn open_works(runs: &Runs) -> u64 {
     runs.open_works(None, 9).await.unwrap().0
 }
@@ -38,66 +32,65 @@ async fn open_works(runs: &Runs) -> u64 {
 #[tokio::test]
 async fn what_a_follower_brings_of_one_log_counts_however_far_the_other_one_was_read() {
     let dir = tempfile::tempdir().unwrap();
-    let (near, far) = two_stores(dir.path());
-    let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
-    let (alone, _away) = mesh::pair(near.transport(), None);
+    let sides = Sides::new();
+    let (near, far) = (&sides.near, &sides.far);
+    let (both, _opened) = sides.mesh(Some(far.clone()));
+    let (alone, _away) = sides.mesh(None);
     let runs = Runs::open(dir.path(), both.log.clone()).unwrap();
     let [order, accepted, done] = story();
-    near.transport().log.append(vec![order]).await.unwrap();
+    near.log.append(vec![order]).await.unwrap();
     runs.catch_up().await.unwrap();
     // The follower has not come to what the server says yet; whoever catches up has.
     let after = runs.state.lock().await.upto;
     let mut follow = alone.log.follow(Filter::AllWork, after).await.unwrap();
-    far.transport().log.append(story().to_vec()).await.unwrap();
+    far.log.append(story().to_vec()).await.unwrap();
     runs.catch_up().await.unwrap();
-    near.transport().log.append(vec![accepted]).await.unwrap();
+    near.log.append(vec![accepted]).await.unwrap();
     runs.take_next(&mut *follow).await.unwrap();
     assert_eq!(runs.state.lock().await.upto, Position { seq: 2, far: 3 });
-    near.transport().log.append(vec![done]).await.unwrap();
+    near.log.append(vec![done]).await.unwrap();
     runs.take_next(&mut *follow).await.unwrap();
     assert_eq!(open_works(&runs).await, 0, "what was done here is known");
     // Once more, from its beginning: nothing is folded twice.
     let mut again = both.log.follow(Filter::AllWork, Position::default()).await.unwrap();
     runs.take_next(&mut *again).await.unwrap();
     assert_eq!(runs.state.lock().await.upto, Position { seq: 3, far: 3 });
-    near.close();
-    far.close();
 }
 
 #[tokio::test]
 async fn of_two_processes_each_writes_what_the_other_one_has_not_seen() {
     let dir = tempfile::tempdir().unwrap();
-    let (near, far) = two_stores(dir.path());
-    let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
-    let (alone, _away) = mesh::pair(near.transport(), None);
+    let sides = Sides::new();
+    let (near, far) = (&sides.near, &sides.far);
+    let (both, _opened) = sides.mesh(Some(far.clone()));
+    let (alone, _away) = sides.mesh(None);
     let (with, without) = (Runs::open(dir.path(), both.log).unwrap(), Runs::open(dir.path(), alone.log).unwrap());
     let [order, accepted, done] = story();
-    near.transport().log.append(vec![order, accepted]).await.unwrap();
-    far.transport().log.append(story().to_vec()).await.unwrap();
+    near.log.append(vec![order, accepted]).await.unwrap();
+    far.log.append(story().to_vec()).await.unwrap();
     with.catch_up().await.unwrap();
     assert_eq!(open_works(&with).await, 1);
-    near.transport().log.append(vec![done]).await.unwrap();
+    near.log.append(vec![done]).await.unwrap();
     // It has not come to the server, and so not as far there.
     without.catch_up().await.unwrap();
     assert_eq!(open_works(&without).await, 0, "what was done here is known");
-    far.transport().log.append(story().to_vec()).await.unwrap();
+    far.log.append(story().to_vec()).await.unwrap();
     with.catch_up().await.unwrap();
     let later = Runs::open(dir.path(), with.log.clone()).unwrap();
     let mut folds = Folds::default();
     later.begin(&mut folds).await.unwrap();
     assert_eq!(folds.upto, Position { seq: 3, far: 6 });
     assert_eq!(open_works(&later).await, 0);
-    near.close();
-    far.close();
 }
 
 #[tokio::test]
 async fn a_store_that_left_out_one_log_for_the_other_is_folded_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (near, far) = two_stores(dir.path());
-    let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
+    let sides = Sides::new();
+    let (near, far) = (&sides.near, &sides.far);
+    let (both, _opened) = sides.mesh(Some(far.clone()));
     let [order, accepted, done] = story();
-    near.transport().log.append(vec![order, accepted]).await.unwrap();
+    near.log.append(vec![order, accepted]).await.unwrap();
     let runs = Runs::open(dir.path(), both.log.clone()).unwrap();
     runs.catch_up().await.unwrap();
     drop(runs);
@@ -114,51 +107,49 @@ async fn a_store_that_left_out_one_log_for_the_other_is_folded_again() {
     old.execute("UPDATE runs SET seen = ?1", [place(300, 2)]).unwrap();
     old.pragma_update(None, "user_version", VERSION - 2).unwrap();
     drop(old);
-    near.transport().log.append(vec![done]).await.unwrap();
+    near.log.append(vec![done]).await.unwrap();
     let runs = Runs::open(dir.path(), both.log).unwrap();
     runs.catch_up().await.unwrap();
     assert_eq!(open_works(&runs).await, 0);
-    near.close();
-    far.close();
 }
 
 #[tokio::test]
 async fn a_servers_log_that_begins_anew_is_folded_from_its_beginning() {
     let dir = tempfile::tempdir().unwrap();
-    let (near, far) = two_stores(dir.path());
+    let sides = Sides::new();
+    let far = &sides.far;
     let settings = Config::default().lattice.storage;
-    let [shorter, longer] = ["shorter", "longer"].map(|name| local::open(&dir.path().join(name), &settings).unwrap());
+    let stores = ["shorter", "longer"].map(|name| local::open(&dir.path().join(name), &settings).unwrap());
+    let [shorter, longer] = stores.each_ref().map(local::Local::transport);
     let of_the_mark = |db: &Connection| db.query_row("SELECT far, marked FROM folded", [], |row| Ok((row.get(0)?, row.get(1)?)));
-    far.transport().log.append([story(), story()].concat()).await.unwrap();
+    far.log.append([story(), story()].concat()).await.unwrap();
     let mut open = story();
-    shorter.transport().log.append(open[..2].to_vec()).await.unwrap();
-    longer.transport().log.append([story(), story(), story()].concat()).await.unwrap();
+    shorter.log.append(open[..2].to_vec()).await.unwrap();
+    longer.log.append([story(), story(), story()].concat()).await.unwrap();
     open = story();
-    longer.transport().log.append(open[..1].to_vec()).await.unwrap();
-    let (both, server) = mesh::pair(near.transport(), Some(far.transport()));
+    longer.log.append(open[..1].to_vec()).await.unwrap();
+    let (both, server) = sides.mesh(Some(far.clone()));
     let runs = Runs::open(dir.path(), both.log).unwrap();
-    for (store, works, unsettled, upto) in [(&far, 2, 0, 6), (&shorter, 3, 1, 2), (&far, 3, 1, 6), (&longer, 7, 2, 10)] {
+    for (store, works, unsettled, upto) in [(far, 2, 0, 6), (&shorter, 3, 1, 2), (far, 3, 1, 6), (&longer, 7, 2, 10)] {
         // As after another start, or on another connection.
         *runs.state.lock().await = Folds::default();
         server.send_replace(None);
         runs.catch_up().await.unwrap();
-        server.send_replace(Some(store.transport()));
+        server.send_replace(Some(store.clone()));
         runs.catch_up().await.unwrap();
         assert_eq!((runs.recent(None, 99, false).await.unwrap().len(), open_works(&runs).await), (works, unsettled));
         let mark: (i64, i64) = runs.reader.call(move |db| of_the_mark(db)).await.unwrap();
         assert_eq!(mark, (upto, upto));
-    }
-    for store in [near, far, shorter, longer] {
-        store.close();
     }
 }
 
 #[tokio::test]
 async fn a_store_of_an_earlier_version_whose_servers_log_is_another_one_is_folded_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (near, far) = two_stores(dir.path());
-    let (both, _opened) = mesh::pair(near.transport(), Some(far.transport()));
-    far.transport().log.append(story()[..2].to_vec()).await.unwrap();
+    let sides = Sides::new();
+    let far = &sides.far;
+    let (both, _opened) = sides.mesh(Some(far.clone()));
+    far.log.append(story()[..2].to_vec()).await.unwrap();
     drop(Runs::open(dir.path(), both.log.clone()).unwrap());
     let old = Connection::open(dir.path().join("runs.db")).unwrap();
     old.execute_batch("ALTER TABLE folded DROP COLUMN marked; ALTER TABLE folded DROP COLUMN mark; UPDATE folded SET far = 300").unwrap();
@@ -167,8 +158,6 @@ async fn a_store_of_an_earlier_version_whose_servers_log_is_another_one_is_folde
     let runs = Runs::open(dir.path(), both.log).unwrap();
     runs.catch_up().await.unwrap();
     assert_eq!((open_works(&runs).await, runs.state.lock().await.upto.far), (1, 2));
-    near.close();
-    far.close();
 }
 
 #[test]
@@ -258,17 +247,16 @@ async fn whoever_catches_up_with_a_log_that_grows_as_fast_comes_to_an_end() {
 #[tokio::test]
 async fn whoever_catches_up_takes_in_the_servers_log_beside_one_that_grows_as_fast() {
     let dir = tempfile::tempdir().unwrap();
-    let (near, far) = two_stores(dir.path());
-    far.transport().log.append((0..BATCH).flat_map(|_| story()).collect()).await.unwrap();
+    let mut sides = Sides::new();
+    sides.near.log = Arc::new(Growing { end: (4 * BATCH as u64).into() });
+    let far = &sides.far;
+    far.log.append((0..BATCH).flat_map(|_| story()).collect()).await.unwrap();
     let audit = transport::Subject::Audit { noun: "station".into(), verb: "joined".into() };
-    far.transport().log.append(vec![Record { subject: audit, body: "{}".into() }]).await.unwrap();
-    let growing = Arc::new(Growing { end: (4 * BATCH as u64).into() });
-    let (both, _opened) = mesh::pair(transport::Transport { log: growing, ..near.transport() }, Some(far.transport()));
+    far.log.append(vec![Record { subject: audit, body: "{}".into() }]).await.unwrap();
+    let (both, _opened) = sides.mesh(Some(far.clone()));
     let runs = Runs::open(dir.path(), both.log).unwrap();
     tokio::time::timeout(Duration::from_secs(60), runs.catch_up()).await.expect("an end").unwrap();
     let upto = runs.state.lock().await.upto;
     assert!(upto.reaches(Position { seq: 4 * BATCH as u64, far: 3 * BATCH as u64 }), "{upto:?}: what was there is taken in");
     assert_eq!(open_works(&runs).await, 0);
-    near.close();
-    far.close();
 }

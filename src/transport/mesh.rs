@@ -520,47 +520,38 @@ impl Homes {
     }
 }
 
-/// The two sides as one, for tests; the server's can be changed.
 #[cfg(test)]
-pub(crate) fn pair(local: Transport, far: Option<Transport>) -> (Transport, watch::Sender<Option<Transport>>) {
-    let (opened, far) = watch::channel(far);
-    let reach = watch::channel(Reach::Connected).1;
-    let place = Place { station: "here".parse().unwrap(), instance: crate::telemetry::new_instance(), forwards: false };
-    (compose(local, far, reach, place, TaskTracker::new(), CancellationToken::new()), opened)
-}
+mod sides;
+#[cfg(test)]
+pub(crate) use self::sides::Sides;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::model::turn::Turn;
-    use crate::telemetry::{new_instance, new_work_id};
-    use crate::transport::{Item, Subject, local};
+    use crate::telemetry::new_work_id;
+    use crate::transport::{Item, Subject};
 
     #[tokio::test]
     async fn a_word_on_a_work_of_which_much_was_said_comes_home_once() {
         // The order, and more than is read at once, or was ever compared.
         const MUCH: usize = 1 + 5000;
-        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = Config::default().lattice.storage;
-        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let sides = Sides::new();
+        let (near, far) = (&sides.near, &sides.far);
         let station: StationId = "here".parse().unwrap();
         let (server, opened) = watch::channel(None);
-        let (_reach, reach) = watch::channel(Reach::Connected);
-        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let place = Place { station: station.clone(), instance: new_instance(), forwards: true };
-        let mesh = compose(near.transport(), opened, reach, place, tasks.clone(), cancel.clone());
+        let mesh = sides.process(opened, true);
         let (id, turn) = (new_work_id(), Turn::new("here", 0, now(), Duration::from_secs(1)));
         let deadline = now().after(Duration::from_secs(600));
         let item = Item { id, lane: "a".into(), turn, deadline, held_back: false, beside: None, body: "{}".into() };
         let word = |text: &'static str| Record { subject: Subject::Status(id), body: text.into() };
         mesh.queue.push(&station, item, 9, Some(word("{}"))).await.unwrap();
         let said = |n: usize| Record { subject: Subject::Response(id), body: n.to_string().into() };
-        near.transport().log.append((1..MUCH).map(said).collect()).await.unwrap();
+        near.log.append((1..MUCH).map(said).collect()).await.unwrap();
 
         let (mut here, mut there) = (
-            near.transport().log.follow(Filter::AllWork, Position::default()).await.unwrap(),
-            far.transport().log.follow(Filter::AllWork, Position::default()).await.unwrap(),
+            near.log.follow(Filter::AllWork, Position::default()).await.unwrap(),
+            far.log.follow(Filter::AllWork, Position::default()).await.unwrap(),
         );
         let upto = async |follow: &mut Box<dyn crate::transport::Follow>, seen: &mut Vec<Bytes>, count: usize| {
             while seen.len() < count {
@@ -569,18 +560,16 @@ mod tests {
             }
         };
         let (mut heard, mut forwarded) = (Vec::new(), Vec::new());
-        server.send_replace(Some(far.transport()));
+        server.send_replace(Some(far.clone()));
         upto(&mut there, &mut forwarded, MUCH).await;
-        far.transport().log.append(vec![word("first")]).await.unwrap();
+        far.log.append(vec![word("first")]).await.unwrap();
         // What comes home is forwarded like all else, and that is all.
         upto(&mut there, &mut forwarded, MUCH + 2).await;
-        far.transport().log.append(vec![word("second")]).await.unwrap();
+        far.log.append(vec![word("second")]).await.unwrap();
         upto(&mut here, &mut heard, MUCH + 2).await;
         assert_eq!(heard[MUCH..], [Bytes::from("first"), Bytes::from("second")]);
-        cancel.cancel();
-        tasks.close();
-        tasks.wait().await;
-        near.close();
-        far.close();
+        sides.cancel.cancel();
+        sides.tasks.close();
+        sides.tasks.wait().await;
     }
 }

@@ -107,12 +107,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::Config;
     use crate::model::id::{StationId, WorkId};
     use crate::model::turn::Turn;
     use crate::telemetry::{new_work_id, now};
-    use crate::transport::mesh::pair;
-    use crate::transport::{Delivery, Filter, Item, Position, Record, Subject, local};
+    use crate::transport::mesh::Sides;
+    use crate::transport::{Delivery, Filter, Item, Position, Record, Subject};
 
     /// The server's store of large values, which takes nothing while it is told to say something else.
     struct Moody {
@@ -149,10 +148,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_server_has_what_a_record_there_names_before_it_has_the_record() {
-        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = Config::default().lattice.storage;
-        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
-        let (mesh, opened) = pair(near.transport(), None);
+        let sides = Sides::new();
+        let far = &sides.far;
+        let (mesh, opened) = sides.mesh(None);
         let (station, id): (StationId, _) = ("here".parse().unwrap(), new_work_id());
         let delivery = Delivery { station: station.clone(), id, attempt: 1 };
         let item = |blob: &BlobRef| Item {
@@ -167,7 +165,7 @@ mod tests {
         for verb in ["append", "push", "settle", "release", "wake", "remove"] {
             opened.send_replace(None);
             let blob = mesh.blobs.put(&mut verb.as_bytes(), Media::Text).await.unwrap();
-            opened.send_replace(Some(far.transport()));
+            opened.send_replace(Some(far.clone()));
             let records = vec![naming(id, &blob)];
             match verb {
                 "append" => drop(mesh.log.append(records).await.unwrap()),
@@ -177,37 +175,32 @@ mod tests {
                 "wake" => drop(mesh.queue.wake(&station, id, None, records).await.unwrap()),
                 _ => drop(mesh.queue.remove(&station, id, records).await.unwrap()),
             }
-            let size = far.transport().blobs.size(&blob.sha256).await;
+            let size = far.blobs.size(&blob.sha256).await;
             assert_eq!(size.ok(), Some(verb.len() as u64), "{verb}: what the record names is on the server");
         }
-        near.close();
-        far.close();
     }
 
     #[tokio::test]
     async fn what_is_here_is_enough_until_something_on_the_server_names_it() {
-        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = Config::default().lattice.storage;
-        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
-        let moody = Arc::new(Moody { blobs: far.transport().blobs, says: Mutex::default() });
-        let server = Transport { blobs: moody.clone(), ..far.transport() };
-        let (mesh, _opened) = pair(near.transport(), Some(server));
+        let sides = Sides::new();
+        let far = &sides.far;
+        let moody = Arc::new(Moody { blobs: far.blobs.clone(), says: Mutex::default() });
+        let server = Transport { blobs: moody.clone(), ..far.clone() };
+        let (mesh, _opened) = sides.mesh(Some(server));
         for error in [Error::Unreachable("away".into()), Error::Unanswered("interrupted".into())] {
             let id = new_work_id();
             moody.says(Some(error.clone()));
             let blob = mesh.blobs.put(&mut error.to_string().as_bytes(), Media::Text).await.unwrap();
             let refused = mesh.log.append(vec![naming(id, &blob)]).await.unwrap_err();
             assert!(matches!(refused, Error::Unreachable(_)), "nothing was sent: {refused:?}");
-            assert!(far.transport().log.read(Filter::Work(id), Position::default(), 9).await.unwrap().is_empty());
+            assert!(far.log.read(Filter::Work(id), Position::default(), 9).await.unwrap().is_empty());
 
             moody.says(None);
             mesh.log.append(vec![naming(id, &blob)]).await.unwrap();
-            assert_eq!(far.transport().blobs.size(&blob.sha256).await.unwrap(), blob.size);
+            assert_eq!(far.blobs.size(&blob.sha256).await.unwrap(), blob.size);
         }
         // What does not pass by itself is said at once.
         moody.says(Some(Error::Store("full".into())));
         assert!(matches!(mesh.blobs.put(&mut &b"more"[..], Media::Text).await, Err(Error::Store(_))));
-        near.close();
-        far.close();
     }
 }

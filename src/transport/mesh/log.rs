@@ -189,25 +189,23 @@ impl Follow for Two {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::telemetry::new_work_id;
-    use crate::transport::mesh::pair;
-    use crate::transport::{Subject, local};
+    use crate::transport::Subject;
+    use crate::transport::mesh::Sides;
 
     #[tokio::test]
     async fn what_stands_behind_much_that_was_forwarded_is_read() {
         const PAGE: usize = 64;
-        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = Config::default().lattice.storage;
-        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
-        let (mesh, _opened) = pair(near.transport(), Some(far.transport()));
+        let sides = Sides::new();
+        let (near, far) = (&sides.near, &sides.far);
+        let (mesh, _opened) = sides.mesh(Some(far.clone()));
         let word = |id| Record { subject: Subject::Status(id), body: "{}".into() };
         // Far more than a page of works that live here, all of which the server's log has as well.
         let ours: Vec<Record> = (0..3 * PAGE).map(|_| word(new_work_id())).collect();
-        near.transport().log.append(ours.clone()).await.unwrap();
-        far.transport().log.append(ours.clone()).await.unwrap();
+        near.log.append(ours.clone()).await.unwrap();
+        far.log.append(ours.clone()).await.unwrap();
         let theirs = new_work_id();
-        far.transport().log.append(vec![word(theirs)]).await.unwrap();
+        far.log.append(vec![word(theirs)]).await.unwrap();
 
         let (mut read, mut after) = (Vec::new(), Position::default());
         loop {
@@ -222,7 +220,5 @@ mod tests {
         assert_eq!(read.len(), ours.len() + 1, "each once");
         assert_eq!(read.last().and_then(|entry| entry.subject.work()), Some(theirs));
         assert!(mesh.log.read(Filter::AllWork, after, PAGE).await.unwrap().is_empty());
-        near.close();
-        far.close();
     }
 }

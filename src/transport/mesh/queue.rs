@@ -259,15 +259,11 @@ impl Queue for Mesh {
 
 #[cfg(test)]
 mod tests {
-    use tokio_util::sync::CancellationToken;
-    use tokio_util::task::TaskTracker;
-
     use super::*;
-    use crate::config::Config;
     use crate::model::turn::Turn;
     use crate::telemetry::{new_instance, new_work_id};
-    use crate::transport::mesh::{Place, compose};
-    use crate::transport::{Filter, Position, Reach, Subject, local};
+    use crate::transport::mesh::Sides;
+    use crate::transport::{Filter, Position, Subject};
 
     fn item(id: WorkId, beside: Option<WorkId>) -> Item {
         let (turn, deadline) = (Turn::new("here", 0, now(), Duration::from_secs(1)), now().after(Duration::from_secs(60)));
@@ -276,14 +272,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_pace_is_one_wherever_the_works_live() {
-        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = Config::default().lattice.storage;
-        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let sides = Sides::new();
+        let far = &sides.far;
         let station: StationId = "here".parse().unwrap();
-        let (server, opened) = watch::channel(Some(far.transport()));
-        let (_reach, reach) = watch::channel(Reach::Connected);
-        let place = Place { station: station.clone(), instance: new_instance(), forwards: false };
-        let mesh = compose(near.transport(), opened, reach, place, TaskTracker::new(), CancellationToken::new());
+        let (mesh, server) = sides.mesh(Some(far.clone()));
         let lease = Duration::from_secs(10);
         let (lanes, per_minute) = (vec![("a".to_owned(), 9)], vec![("a".to_owned(), 4)]);
         let want = Want {
@@ -309,18 +301,15 @@ mod tests {
         assert_eq!(begin(3).await, 3);
         server.send_replace(None);
         assert_eq!(begin(3).await, 1);
-        server.send_replace(Some(far.transport()));
+        server.send_replace(Some(far.clone()));
         assert_eq!(begin(3).await, 0);
-        near.close();
-        far.close();
     }
 
     #[tokio::test]
     async fn what_was_lost_here_is_told_while_the_server_is_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let near = local::open(dir.path(), &Config::default().lattice.storage).unwrap();
+        let sides = Sides::new();
         let station: StationId = "here".parse().unwrap();
-        let (mesh, _away) = crate::transport::mesh::pair(near.transport(), None);
+        let (mesh, _away) = sides.mesh(None);
         let (ours, theirs) = (new_work_id(), new_work_id());
         let record = Record { subject: Subject::Status(ours), body: "{}".into() };
         mesh.queue.push(&station, item(ours, None), 9, Some(record)).await.unwrap();
@@ -329,22 +318,15 @@ mod tests {
         let lease = Duration::from_secs(9);
         assert_eq!(mesh.queue.extend(&held, lease, None).await.unwrap(), held[..1]);
         assert!(matches!(mesh.queue.extend(&held[1..], lease, None).await, Err(Error::Unreachable(_))));
-        near.close();
     }
 
     #[tokio::test]
     async fn an_item_lives_where_its_order_does_whatever_can_be_reached() {
-        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = Config::default().lattice.storage;
-        let (near, far) = (local::open(near.path(), &settings).unwrap(), local::open(far.path(), &settings).unwrap());
+        let sides = Sides::new();
+        let (near, far) = (&sides.near, &sides.far);
         let station: StationId = "here".parse().unwrap();
         let (server, opened) = watch::channel(None);
-        let (_reach, reach) = watch::channel(Reach::Connected);
-        let process = || {
-            let place = Place { station: station.clone(), instance: new_instance(), forwards: false };
-            compose(near.transport(), opened.clone(), reach.clone(), place, TaskTracker::new(), CancellationToken::new())
-        };
-        let (mesh, other) = (process(), process());
+        let [mesh, other] = [(); 2].map(|()| sides.process(opened.clone(), false));
         let push = async |mesh: &Transport, id: WorkId, beside: Option<WorkId>| {
             let record = Record { subject: Subject::Status(id), body: "{}".into() };
             mesh.queue.push(&station, item(id, beside), 9, Some(record)).await
@@ -352,7 +334,7 @@ mod tests {
         let waiting = async |side: &Transport| side.queue.load(&station).await.unwrap().iter().map(|lane| lane.waiting).sum::<u32>();
         let (ours, theirs, first, second, third) = (new_work_id(), new_work_id(), new_work_id(), new_work_id(), new_work_id());
         push(&mesh, ours, None).await.unwrap();
-        server.send_replace(Some(far.transport()));
+        server.send_replace(Some(far.clone()));
         push(&mesh, theirs, None).await.unwrap();
         assert!(mesh.log.is_here(ours).await.unwrap() && !mesh.log.is_here(theirs).await.unwrap());
 
@@ -360,14 +342,12 @@ mod tests {
         assert!(other.log.read(Filter::Work(first), Position::default(), 9).await.unwrap().is_empty());
         assert_eq!(push(&mesh, first, Some(ours)).await.unwrap(), Pushed::New);
         assert_eq!(push(&mesh, second, Some(theirs)).await.unwrap(), Pushed::New);
-        assert_eq!((waiting(&near.transport()).await, waiting(&far.transport()).await), (2, 2));
+        assert_eq!((waiting(near).await, waiting(far).await), (2, 2));
         server.send_replace(None);
         assert!(other.log.is_here(first).await.unwrap());
         assert_eq!(push(&other, first, Some(ours)).await.unwrap(), Pushed::Known);
         assert!(matches!(push(&mesh, third, Some(theirs)).await, Err(Error::Unreachable(_))));
         assert_eq!(push(&mesh, third, Some(ours)).await.unwrap(), Pushed::New);
-        assert_eq!((waiting(&near.transport()).await, waiting(&far.transport()).await), (3, 2));
-        near.close();
-        far.close();
+        assert_eq!((waiting(near).await, waiting(far).await), (3, 2));
     }
 }

@@ -42,3 +42,34 @@ impl Mesh {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::transport::Change;
+    use crate::transport::mesh::Sides;
+
+    #[tokio::test]
+    async fn a_seal_that_was_made_while_the_server_was_away_gives_way_to_the_lattices_and_is_kept_beside_it() {
+        let sides = Sides::new();
+        let (near, far) = (&sides.near, &sides.far);
+        let (cut_off, _away) = sides.mesh(None);
+        let (connected, _opened) = sides.mesh(Some(far.clone()));
+        cut_off.table.put(Bucket::Keys, SEAL, "ours".into(), Expect::Absent, None).await.unwrap();
+        far.table.put(Bucket::Keys, SEAL, "theirs".into(), Expect::Absent, None).await.unwrap();
+        let mut watch = near.table.watch(Bucket::Keys).await.unwrap();
+        let _forwarding = sides.process(watch::channel(Some(far.clone())).1, true);
+        let is_united = |change: &Change| matches!(change, Change::Put(row) if row.key == SEAL && row.value == "theirs");
+        let united = async { while !watch.next().await.unwrap().iter().any(is_united) {} };
+        tokio::time::timeout(Duration::from_secs(20), united).await.expect("the seal comes together");
+        for process in [&cut_off, &connected, far] {
+            assert_eq!(process.table.get(Bucket::Keys, SEAL).await.unwrap().unwrap().value, "theirs");
+        }
+        let beside = connected.table.list_of(Bucket::Keys, SEAL).await.unwrap();
+        assert_eq!(beside.iter().map(|row| &row.value[..]).collect::<Vec<_>>(), [b"ours"]);
+    }
+}

@@ -1,57 +1,39 @@
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::config::Config;
 use crate::model::turn::Turn;
-use crate::telemetry::{new_instance, new_work_id, now};
-use crate::transport::mesh::{Place, compose};
-use crate::transport::{Change, Item, Pushed, Reach, Record, SEAL, Subject, Transport, local};
+use crate::telemetry::{new_work_id, now};
+use crate::transport::mesh::Sides;
+use crate::transport::{Change, Item, Pushed, Record, Subject, Transport};
 
 /// Two processes of a station, with one store between them: the server is away for the first one only.
 struct Folder {
-    near: local::Local,
-    far: local::Local,
+    sides: Sides,
     cut_off: Transport,
     connected: Transport,
     server: watch::Sender<Option<Transport>>,
-    _dirs: [tempfile::TempDir; 2],
 }
 
 fn here_station() -> crate::model::id::StationId {
     "here".parse().unwrap()
 }
 
-fn process(near: &local::Local, far: watch::Receiver<Option<Transport>>, forwards: bool) -> Transport {
-    let place = Place { station: here_station(), instance: new_instance(), forwards };
-    compose(near.transport(), far, watch::channel(Reach::Connected).1, place, TaskTracker::new(), CancellationToken::new())
-}
-
 impl Folder {
     fn new() -> Self {
-        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let settings = Config::default().lattice.storage;
-        let [near, far] = dirs.each_ref().map(|dir| local::open(dir.path(), &settings).unwrap());
-        let (server, opened) = watch::channel(None);
-        let cut_off = process(&near, opened, false);
-        let connected = process(&near, watch::channel(Some(far.transport())).1, false);
-        Self { near, far, cut_off, connected, server, _dirs: dirs }
-    }
-
-    /// Another process, which forwards, of the same folder.
-    fn forwarding(&self) -> Transport {
-        process(&self.near, watch::channel(Some(self.far.transport())).1, true)
+        let sides = Sides::new();
+        let (cut_off, server) = sides.mesh(None);
+        let connected = sides.mesh(Some(sides.far.clone())).0;
+        Self { sides, cut_off, connected, server }
     }
 
     async fn homes(&self, id: WorkId) -> (bool, bool) {
         let has = async |store: &Transport| !store.log.read(Filter::Work(id), Position::default(), 9).await.unwrap().is_empty();
-        (has(&self.near.transport()).await, has(&self.far.transport()).await)
+        (has(&self.sides.near).await, has(&self.sides.far).await)
     }
 
     /// Waits until a row of the server's, or of this machine's, names a work.
-    async fn names(&self, side: &local::Local, key: &str, id: WorkId) -> Row {
-        let mut watch = side.transport().table.watch(Bucket::Keys).await.unwrap();
+    async fn names(&self, side: &Transport, key: &str, id: WorkId) -> Row {
+        let mut watch = side.table.watch(Bucket::Keys).await.unwrap();
         let found = async {
             loop {
                 for change in watch.next().await.unwrap() {
@@ -65,13 +47,6 @@ impl Folder {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), found).await.expect("the row comes to name the work")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        self.near.close();
-        self.far.close();
     }
 }
 
@@ -114,7 +89,8 @@ fn is_conflict<T>(result: &Result<T>) -> bool {
 #[tokio::test]
 async fn a_key_has_one_work_in_a_folder_though_the_server_is_away_for_one_of_its_processes() {
     let folder = Folder::new();
-    let Folder { near, far, cut_off, connected, .. } = &folder;
+    let Folder { sides, cut_off, connected, .. } = &folder;
+    let Sides { near, far, .. } = sides;
     // Who reaches the server is first.
     let (id, _) = bind(connected, "first").await.unwrap();
     assert!(is_conflict(&bind(cut_off, "first").await), "two works under one key");
@@ -133,41 +109,42 @@ async fn a_key_has_one_work_in_a_folder_though_the_server_is_away_for_one_of_its
     assert_eq!(bound(cut_off, "second").await, Some(id));
     assert!(connected.table.remove(Bucket::Keys, "second", Expect::Revision(revision)).await.unwrap());
     for side in [near, far] {
-        assert!(side.transport().table.get(Bucket::Keys, "second").await.unwrap().is_none());
+        assert!(side.table.get(Bucket::Keys, "second").await.unwrap().is_none());
     }
     // Another station was first on the server: the key is that one's, and this machine's row is not in its way.
     let theirs = new_work_id();
-    far.transport().table.put(Bucket::Keys, "third", row(theirs), Expect::Absent, None).await.unwrap();
+    far.table.put(Bucket::Keys, "third", row(theirs), Expect::Absent, None).await.unwrap();
     assert!(is_conflict(&bind(connected, "third").await));
     assert_eq!(bound(connected, "third").await, Some(theirs));
-    assert!(near.transport().table.get(Bucket::Keys, "third").await.unwrap().is_none());
+    assert!(near.table.get(Bucket::Keys, "third").await.unwrap().is_none());
 }
 
 #[tokio::test]
 async fn a_key_of_a_process_that_died_leads_to_its_order_and_to_no_second_work() {
     let folder = Folder::new();
-    let Folder { near, far, cut_off, connected, .. } = &folder;
+    let Folder { sides, cut_off, connected, .. } = &folder;
+    let Sides { near, far, .. } = sides;
     // Between the row here and the server's.
     let id = new_work_id();
-    near.transport().table.put(Bucket::Keys, "first", row(id), Expect::Absent, None).await.unwrap();
+    near.table.put(Bucket::Keys, "first", row(id), Expect::Absent, None).await.unwrap();
     take_over(connected, "first", id).await.unwrap();
-    assert_eq!(work_of(&far.transport().table.get(Bucket::Keys, "first").await.unwrap().unwrap().value), Some(id));
+    assert_eq!(work_of(&far.table.get(Bucket::Keys, "first").await.unwrap().unwrap().value), Some(id));
     assert!(matches!(push(connected, id).await, Ok(Pushed::New)));
     // Between both rows and the hook: whoever goes on with it must have the row here first.
     let (id, _) = bind(connected, "second").await.unwrap();
-    let again = process(near, watch::channel(Some(far.transport())).1, false);
+    let again = sides.mesh(Some(far.clone())).0;
     take_over(&again, "second", id).await.unwrap();
     assert!(matches!(push(&again, id).await, Ok(Pushed::New)));
     assert!(matches!(push(connected, id).await, Ok(Pushed::Known)), "it was not dead after all");
     // An older program knows the server's row only.
     let id = new_work_id();
-    far.transport().table.put(Bucket::Keys, "third", row(id), Expect::Absent, None).await.unwrap();
+    far.table.put(Bucket::Keys, "third", row(id), Expect::Absent, None).await.unwrap();
     take_over(connected, "third", id).await.unwrap();
     assert!(is_conflict(&bind(cut_off, "third").await), "two works under one key");
     // It noted the key while the server was away, and another station has used it since.
     let (_, revision) = bind(cut_off, "fourth").await.unwrap();
     let theirs = new_work_id();
-    far.transport().table.put(Bucket::Keys, "fourth", row(theirs), Expect::Absent, None).await.unwrap();
+    far.table.put(Bucket::Keys, "fourth", row(theirs), Expect::Absent, None).await.unwrap();
     take_over(connected, "fourth", theirs).await.unwrap();
     assert!(is_conflict(&cut_off.table.remove(Bucket::Keys, "fourth", Expect::Revision(revision)).await));
 }
@@ -176,14 +153,14 @@ async fn a_key_of_a_process_that_died_leads_to_its_order_and_to_no_second_work()
 async fn what_the_server_knows_by_its_key_never_gets_a_home_here() {
     let folder = Folder::new();
     let (id, revision) = {
-        folder.server.send_replace(Some(folder.far.transport()));
+        folder.server.send_replace(Some(folder.sides.far.clone()));
         bind(&folder.cut_off, "k").await.unwrap()
     };
     folder.server.send_replace(None);
     assert!(matches!(push(&folder.cut_off, id).await, Err(Error::Unreachable(_))));
     assert_eq!(folder.homes(id).await, (false, false));
     // Nothing was done: it may be ordered anew, here.
-    folder.server.send_replace(Some(folder.far.transport()));
+    folder.server.send_replace(Some(folder.sides.far.clone()));
     assert!(folder.cut_off.table.remove(Bucket::Keys, "k", Expect::Revision(revision)).await.unwrap());
     folder.server.send_replace(None);
     let (id, _) = bind(&folder.cut_off, "k").await.unwrap();
@@ -194,7 +171,8 @@ async fn what_the_server_knows_by_its_key_never_gets_a_home_here() {
 #[tokio::test]
 async fn keys_that_were_used_on_both_sides_of_an_outage_lead_everybody_to_one_work() {
     let folder = Folder::new();
-    let Folder { near, far, cut_off, connected, .. } = &folder;
+    let Folder { sides, cut_off, connected, .. } = &folder;
+    let Sides { near, far, .. } = sides;
     let mut here = Vec::new();
     for key in ["alone", "both", "ghost"] {
         let (id, _) = bind(cut_off, key).await.unwrap();
@@ -204,13 +182,13 @@ async fn keys_that_were_used_on_both_sides_of_an_outage_lead_everybody_to_one_wo
     }
     // Elsewhere one key leads to a work too, and one to nothing: whoever bound it has died.
     let (theirs, ghost) = (new_work_id(), new_work_id());
-    let elsewhere = far.transport();
+    let elsewhere = far.clone();
     elsewhere.table.put(Bucket::Keys, "both", row(theirs), Expect::Absent, None).await.unwrap();
     elsewhere.table.put(Bucket::Keys, "ghost", row(ghost), Expect::Absent, None).await.unwrap();
     push(&elsewhere, theirs).await.unwrap();
     assert_eq!(bound(connected, "ghost").await, Some(here[2]), "what was made here counts, and no second one");
 
-    let _forwarding = folder.forwarding();
+    let _forwarding = sides.process(watch::channel(Some(far.clone())).1, true);
     for (key, id) in [("alone", here[0]), ("ghost", here[2])] {
         let told = folder.names(far, key, id).await;
         assert!(is_done(&told.value) && !lives_here(&told.value), "nobody takes it for an order to go on with: {:?}", told.value);
@@ -221,24 +199,6 @@ async fn keys_that_were_used_on_both_sides_of_an_outage_lead_everybody_to_one_wo
     }
     assert_eq!(work_of(&elsewhere.table.get(Bucket::Keys, "both").await.unwrap().unwrap().value), Some(theirs));
     assert_eq!((folder.homes(here[1]).await.0, folder.homes(theirs).await), (true, (false, true)), "both go on");
-}
-
-#[tokio::test]
-async fn a_seal_that_was_made_while_the_server_was_away_gives_way_to_the_lattices_and_is_kept_beside_it() {
-    let folder = Folder::new();
-    let (near, far) = (folder.near.transport(), folder.far.transport());
-    folder.cut_off.table.put(Bucket::Keys, SEAL, "ours".into(), Expect::Absent, None).await.unwrap();
-    far.table.put(Bucket::Keys, SEAL, "theirs".into(), Expect::Absent, None).await.unwrap();
-    let mut watch = near.table.watch(Bucket::Keys).await.unwrap();
-    let _forwarding = folder.forwarding();
-    let is_united = |change: &Change| matches!(change, Change::Put(row) if row.key == SEAL && row.value == "theirs");
-    let united = async { while !watch.next().await.unwrap().iter().any(is_united) {} };
-    tokio::time::timeout(Duration::from_secs(20), united).await.expect("the seal comes together");
-    for process in [&folder.cut_off, &folder.connected, &far] {
-        assert_eq!(process.table.get(Bucket::Keys, SEAL).await.unwrap().unwrap().value, "theirs");
-    }
-    let beside = folder.connected.table.list_of(Bucket::Keys, SEAL).await.unwrap();
-    assert_eq!(beside.iter().map(|row| &row.value[..]).collect::<Vec<_>>(), [b"ours"]);
 }
 
 #[tokio::test]
