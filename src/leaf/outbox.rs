@@ -9,7 +9,7 @@ use crate::model::time::Timestamp;
 /// From so much on, what is said anew takes the place of what it makes obsolete.
 const STEPS_MAX: usize = 64;
 /// An agent with so many questions that nobody can hear yet is not listened to until some are written.
-const QUESTIONS_MAX: usize = 16;
+const UNHEARD_MAX: usize = 16;
 
 /// What is written at once.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +72,7 @@ impl Outbox {
 
     /// Whether another question has room.
     pub(super) fn has_room(&self) -> bool {
-        self.0.iter().filter(|step| step.is_question()).count() < QUESTIONS_MAX
+        self.0.iter().filter(|step| step.is_question()).count() < UNHEARD_MAX
     }
 }
 
@@ -133,7 +133,7 @@ mod tests {
                 outbox.put(Step::Ask(asked));
             }
         }
-        assert!(asked >= 16 && !outbox.has_room() && outbox.0.len() <= STEPS_MAX + QUESTIONS_MAX + 3, "{asked}, {}", outbox.0.len());
+        assert!(asked >= 16 && !outbox.has_room() && outbox.0.len() <= STEPS_MAX + UNHEARD_MAX + 3, "{asked}, {}", outbox.0.len());
         assert_eq!(outbox.0.iter().rev().find(|step| matches!(step, Step::Extend(_))), Some(&Step::Extend(Timestamp::from_millis(1000))));
         let questions: Vec<u32> = outbox.0.iter().filter_map(|step| if let Step::Ask(own) = step { Some(*own) } else { None }).collect();
         assert_eq!(questions, (1..=asked).collect::<Vec<_>>());
