@@ -72,7 +72,7 @@ enum Verb {
         id: WorkId,
         /// The answer, handed to the agent as text
         text: String,
-        /// The question that is answered; refused if another one is open by now [default: the open one]
+        /// The number of the question that is answered [default: the open one, if there is only one]
         #[arg(long, value_name = "N")]
         ask: Option<u32>,
     },

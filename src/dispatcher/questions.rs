@@ -23,7 +23,7 @@ const TRIES: u32 = 8;
 pub struct Reply {
     /// The answer: data for the agent.
     pub value: Value,
-    /// The question's number; the open one when absent.
+    /// The question's number; when absent, the open one, if there is only one.
     pub ask: Option<u32>,
     /// Who gives it: a person themself, or an orchestrator.
     pub who: Needs,
@@ -41,8 +41,9 @@ pub struct Question {
 }
 
 impl Dispatcher {
-    /// Answers a question of a work, the open one unless it is named; the same work goes on. Of several answers the first one on the
-    /// log where the work lives counts, and only whoever gave that is not refused. An agent answers neither itself nor in a person's stead.
+    /// Answers a question of a work, which has to be named where several are open; the same work goes on once all are answered. Of
+    /// several answers the first one on the log where the work lives counts, and only whoever gave that is not refused. An agent answers
+    /// neither itself nor in a person's stead.
     ///
     /// # Errors
     /// `NotEscalated`, `AnsweredAlready`, `OtherQuestion`, `WhichQuestion`, `OwnQuestion`, `ForAPerson`, `LongText`, `UnknownWork`, or the

@@ -43,7 +43,7 @@ impl Server {
             None => None,
             Some(Ok(ask)) => Some(ask),
             Some(Err(_)) => {
-                return Err(Problem::new("ask must be the number of a question, from 1", "Leave ask out for the open question."));
+                return Err(Problem::new("ask must be the number of a question, from 1", "Leave ask out where only one question is open."));
             }
         };
         let caller = call.caller(&self.connection().caller);
