@@ -1,7 +1,7 @@
 //! What goes on while an attempt's agent runs: its reports, what is said from outside, and the clock. What is to be written waits for
 //! nothing but the server, and nothing here waits for that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +72,8 @@ pub(super) struct Watch<'a> {
     attempt: &'a Attempt<'a>,
     stop: CancellationToken,
     answers: mpsc::Sender<Answer>,
+    /// Answers that the agent has not taken yet, after those in the channel.
+    unheard: VecDeque<Answer>,
     pub(super) why: Option<Why>,
     /// The highest number of a question.
     asks: u32,
@@ -115,6 +117,7 @@ impl<'a> Watch<'a> {
             attempt,
             stop,
             answers,
+            unheard: VecDeque::new(),
             why: None,
             asks,
             closed: work.status.mark().map_or(0, |mark| mark.answered),
@@ -151,6 +154,7 @@ impl<'a> Watch<'a> {
         mut ears: Ears<'_>,
     ) -> Result<Ended> {
         let mut run = std::pin::pin!(run);
+        let answers = self.answers.clone();
         let ended = loop {
             let check_at = self.meter.due().map_or_else(|| self.next_check(), |due| due.min(self.next_check()));
             let takes_in = self.why.is_some() || self.outbox.has_room();
@@ -159,6 +163,11 @@ impl<'a> Watch<'a> {
                 Some(word) = inbox.recv() => self.hear(word),
                 work = ears.next() => self.heed(&work),
                 written = self.write() => written?,
+                room = answers.reserve(), if !self.unheard.is_empty() => match (room, self.unheard.pop_front()) {
+                    (Ok(room), Some(answer)) => room.send(answer),
+                    // An agent that does not listen gets the answers with its next attempt.
+                    _ => self.unheard.clear(),
+                },
                 // Whoever is to be stopped may say all that it has left.
                 Some(report) = reports.recv(), if takes_in => self.take_in(report),
                 ended = &mut run => break ended,
@@ -351,7 +360,7 @@ impl<'a> Watch<'a> {
             match work.exchanges.iter().find(|exchange| exchange.ask.ask == own.ask.ask) {
                 Some(exchange) if exchange.ask.covers(&own.ask) => {
                     if let Some(answer) = &exchange.answer {
-                        self.answer(own.ask, answer.clone());
+                        self.hand_on(own.ask, answer.clone());
                         continue;
                     }
                     own.stands = exchange.attempt == self.attempt.delivery.attempt;
@@ -366,9 +375,9 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// An agent that does not listen gets the answer with its next attempt.
-    fn answer(&self, ask: Ask, answer: serde_json::Value) {
-        let _ = self.answers.try_send(Answer { ask: ask.ask, reason: ask.reason, context: ask.context, answer });
+    /// Hands the agent an answer as soon as it takes one more.
+    fn hand_on(&mut self, ask: Ask, answer: serde_json::Value) {
+        self.unheard.push_back(Answer { ask: ask.ask, reason: ask.reason, context: ask.context, answer });
     }
 
     fn take_in(&mut self, report: Report) {
@@ -395,7 +404,7 @@ impl<'a> Watch<'a> {
             ask.ask = before.ask.ask;
             // An earlier attempt asked that, and died before it had the answer.
             if let Some(answer) = before.answer {
-                return self.answer(ask, answer);
+                return self.hand_on(ask, answer);
             }
             // It is the same question still: whoever is about to answer it does not answer in vain.
         }

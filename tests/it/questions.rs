@@ -459,3 +459,31 @@ async fn an_attempt_may_ask_so_many_questions_and_no_more() {
     std::fs::write(place.agents.path().join("end"), "").unwrap();
     assert_eq!(client.settled(&id).await["status"], "COMPLETE");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_asks_anew_what_was_answered_hears_all_of_it_however_much_that_is() {
+    const MANY: usize = 40;
+    let place = Place::new();
+    // Asks all at once, and the first time dies with its answers.
+    let script = r#"read -r order
+printf '::lattice {"escalate": {"reason": "%s?"}}\n' $(seq 40)
+for n in $(seq 40); do read -r answer; echo "$answer" >> "heard$LATTICE_ATTEMPT"; done
+[ "$LATTICE_ATTEMPT" -ge 2 ] || exit 75"#;
+    interactive(&place, "curious", script);
+    let client = place.client_with(&[("LATTICE_RETRY_INITIAL_DELAY", "20ms")]).await;
+    let order = json!({"agent_name": "curious", "task": "x", "timeout": "20s"});
+    let id = client.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned();
+    for ask in 1..=MANY {
+        crate::lifecycle::eventually("it is asked", async || {
+            let answer = json!({"work_id": id, "answer": format!("answer {ask}"), "ask": ask});
+            client.try_call("answer_work", answer).await.unwrap().is_ok().then_some(())
+        })
+        .await;
+    }
+    let done = client.settled(&id).await;
+    assert_eq!((&done["status"], &done["attempt"]), (&json!("COMPLETE"), &json!(2)), "{done}");
+    let heard = place.file("heard2");
+    for ask in 1..=MANY {
+        assert!(heard.contains(&format!("\"answer\":\"answer {ask}\"")), "{ask}: {heard}");
+    }
+}
