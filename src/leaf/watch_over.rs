@@ -83,9 +83,11 @@ pub(super) struct Watch<'a> {
     open: BTreeSet<u32>,
     /// Those that had one when the work was looked at: an older look opens none of them again.
     answered: BTreeSet<u32>,
+    /// All the questions of this attempt on the log, answered or not, whoever put them.
+    stand: BTreeSet<u32>,
     /// What the agent has asked itself: the answers to these are what it hears.
     own: Vec<Own>,
-    /// How many questions that were, those that are answered included.
+    /// How many it has asked so: the next one's id.
     asked: u32,
     pub(super) last_ask: Option<Ask>,
     /// What earlier attempts asked and this one has not asked again, if its agent can be handed their answers.
@@ -123,6 +125,7 @@ impl<'a> Watch<'a> {
             closed: work.status.mark().map_or(0, |mark| mark.answered),
             open: BTreeSet::new(),
             answered: BTreeSet::new(),
+            stand: BTreeSet::new(),
             own: Vec::new(),
             asked: 0,
             last_ask: None,
@@ -335,6 +338,9 @@ impl<'a> Watch<'a> {
         for exchange in &work.exchanges {
             let number = exchange.ask.ask;
             self.asks = self.asks.max(number);
+            if exchange.attempt == self.attempt.delivery.attempt {
+                self.stand.insert(number);
+            }
             if let Some(before) = self.before.iter_mut().find(|before| before.ask.ask == number) {
                 before.answer.clone_from(&exchange.answer);
             }
@@ -409,7 +415,9 @@ impl<'a> Watch<'a> {
             // It is the same question still: whoever is about to answer it does not answer in vain.
         }
         let max = self.attempt.leaf.config.lattice.work.questions_max;
-        if self.asked >= max {
+        // What others asked in the agent's stead, or it over its tool, counts too.
+        let waiting = self.own.iter().filter(|own| !own.stands).count();
+        if self.stand.len() + waiting >= max as usize {
             let agent = &self.attempt.assignment.agent_name;
             let text = format!("agent {agent} asked more than {max} questions in one attempt (lattice.work.questions_max)");
             return self.end(Why::Failed(Failure::new(FailureKind::Limit, text)));

@@ -437,6 +437,7 @@ async fn an_attempt_may_ask_so_many_questions_and_no_more() {
     let questions = [("1?", "orchestrator"), ("2?", "orchestrator"), ("3?", "orchestrator")];
     interactive(&place, "few", &asking_at("go", &questions[..2], "read -r one; read -r two; while [ ! -e end ]; do sleep 0.02; done"));
     place.agent("many", "", &asking_at("go", &questions, "sleep 60"));
+    place.agent("both", "", &asking_at("later", &questions[..2], "sleep 60"));
     std::fs::write(place.agents.path().join("go"), "").unwrap();
     let client = place.client_with(&[("LATTICE_WORK_QUESTIONS_MAX", "2")]).await;
     let id = client.assign("many", "x").await;
@@ -445,6 +446,17 @@ async fn an_attempt_may_ask_so_many_questions_and_no_more() {
             .await;
     assert_eq!((&failed["status"], &failed["error"]["kind"]), (&json!("FAILED"), &json!("limit")), "{failed}");
     assert!(failed.to_string().contains("more than 2 questions") && failed.to_string().contains("lattice.work.questions_max"), "{failed}");
+
+    // What was asked through the tool counts as well.
+    let id = client.assign("both", "x").await;
+    reaches(&client, &id, "ACCEPTED").await;
+    tokio::join!(client.call("escalate", json!({"work_id": id, "reason": "0?"})), async {
+        reaches(&client, &id, "ESCALATED").await;
+        client.call("answer_work", json!({"work_id": id, "answer": "yes", "ask": 1})).await;
+    });
+    std::fs::write(place.agents.path().join("later"), "").unwrap();
+    let failed = reaches(&client, &id, "FAILED").await;
+    assert!(failed.to_string().contains("more than 2 questions"), "{failed}");
 
     let id = client.assign("few", "x").await;
     for ask in [1, 2] {
