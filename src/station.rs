@@ -32,7 +32,7 @@ use crate::telemetry::{new_instance, now};
 use crate::transport::local::{self, Local};
 use crate::transport::nats::embedded;
 use crate::transport::{self, Reach, Transport, mesh, nats};
-use crate::works::Works;
+use crate::works::{self, Works};
 
 /// How long the parts that only tidy up may take at the end.
 const TIDY_MAX: Duration = Duration::from_secs(3);
@@ -223,7 +223,7 @@ impl Link {
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let member =
             nats::Member { lattice: lattice.id.clone(), station: me.station.clone(), blob_max_age: lattice.storage.blob_max_age.get() };
-        let place = mesh::Place { station: me.station.clone(), instance: me.instance, forwards };
+        let place = mesh::Place { station: me.station.clone(), instance: me.instance, forwards, goes_on: works::goes_on };
         let transport = mesh::compose(local, opened, reached, place, tasks.clone(), cancel.clone());
         let way = if lattice.nats.is_embedded() {
             let plan = embedded::Plan::new(&setting.config, &setting.lattice_dir().ok()?);

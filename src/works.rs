@@ -171,6 +171,12 @@ pub fn event_of(entry: &Entry) -> Option<Event> {
     }
 }
 
+/// Whether a work of which this was said waits for nobody's word: all that its agent asked is answered, or it is called off.
+pub fn goes_on(said: &[Entry]) -> bool {
+    let events: Vec<Event> = said.iter().filter_map(event_of).collect();
+    Work::fold(&events).is_none_or(|work| work.open_question().is_none() || work.is_called_off())
+}
+
 /// The record of an event, under the subject where its side writes.
 pub fn record(event: Event) -> Record {
     let subject = match event.side {

@@ -53,6 +53,8 @@ pub struct Place {
     pub instance: InstanceId,
     /// Whether it forwards what the local log says; not a process that only looks.
     pub forwards: bool,
+    /// Tells by all that was said of a work whether it goes on now, or waits for more words.
+    pub goes_on: fn(&[Entry]) -> bool,
 }
 
 /// Composes the two sides; `tasks` carry what goes on in the background until `cancel`.
@@ -64,7 +66,7 @@ pub fn compose(
     tasks: TaskTracker,
     cancel: CancellationToken,
 ) -> Transport {
-    let Place { station, instance, forwards } = place;
+    let Place { station, instance, forwards, goes_on } = place;
     let homes = Homes { local: local.clone(), known: Arc::default() };
     let (far_head, begun) = (Mutex::default(), OnceCell::new());
     let mesh = Arc::new(Mesh {
@@ -73,6 +75,7 @@ pub fn compose(
         reach: reach.clone(),
         station,
         instance,
+        goes_on,
         homes,
         noted: Mutex::default(),
         far_head,
@@ -96,6 +99,7 @@ struct Mesh {
     reach: watch::Receiver<Reach>,
     station: StationId,
     instance: InstanceId,
+    goes_on: fn(&[Entry]) -> bool,
     homes: Homes,
     /// Works whose keys this process has noted in the local store.
     noted: Mutex<HashMap<WorkId, Noted>>,
@@ -413,28 +417,37 @@ impl Mesh {
                 if !entry.is_forwarded
                     && let Some(id) = entry.subject.work()
                     && self.is_local(id).await?
-                    && !self.has_heard(id, &entry.body).await?
                 {
-                    let record = Record { subject: entry.subject, body: entry.body };
-                    self.local.queue.wake(&self.station, id, None, vec![record]).await?;
+                    self.hear(id, Record { subject: entry.subject, body: entry.body }).await?;
                 }
                 *after = Some(entry.position.seq);
             }
         }
     }
 
-    /// Whether the local log has this of a work, however much it has of it.
-    async fn has_heard(&self, id: WorkId, body: &Bytes) -> Result<bool> {
-        let mut after = Position::default();
+    /// Takes in what somebody said elsewhere of a work that lives here, once.
+    async fn hear(&self, id: WorkId, record: Record) -> Result<()> {
+        if self.said_of(id).await?.iter().any(|known| known.body == record.body) {
+            return Ok(());
+        }
+        self.local.log.append(vec![record]).await?;
+        // What else was heard at the same moment, by another process of this folder, stands there as well.
+        if (self.goes_on)(&self.said_of(id).await?) {
+            self.local.queue.wake(&self.station, id, None, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// All that the local log has of a work.
+    async fn said_of(&self, id: WorkId) -> Result<Vec<Entry>> {
+        let mut said = Vec::new();
         loop {
-            let known = self.local.log.read(Filter::Work(id), after, HISTORY_BATCH).await?;
-            if known.iter().any(|known| known.body == *body) {
-                return Ok(true);
+            let more = self.local.log.read(Filter::Work(id), Position::default().past(&said), HISTORY_BATCH).await?;
+            let is_end = more.len() < HISTORY_BATCH;
+            said.extend(more);
+            if is_end {
+                return Ok(said);
             }
-            if known.len() < HISTORY_BATCH {
-                return Ok(false);
-            }
-            after = after.past(&known);
         }
     }
 

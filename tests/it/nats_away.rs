@@ -81,6 +81,33 @@ async fn work_that_began_alone_is_answered_and_cancelled_from_elsewhere_later() 
     assert_eq!(alice.settled(&id).await["result"], "TOGETHER");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_work_that_began_alone_goes_on_once_all_that_it_asked_is_answered_elsewhere() {
+    let mut server = NatsServer::start();
+    let (home, other) = (Place::new(), Place::new());
+    let script = r#"case "$(cat)" in *'"answer":"large"'*) printf enough; exit;; esac
+printf '::lattice {"escalate": {"reason": "which %s?"}}\n' colour size"#;
+    home.agent("ends", "", script);
+    let alice = station(&server, "alice", &home.data, &home.agents).await;
+    let bob = station(&server, "bob", &other.data, &TempDir::new().unwrap()).await;
+    sees_agent(&bob, "ends").await;
+    server.kill();
+    let id = assigned_alone(&alice, json!({"agent_name": "ends", "task": "x"})).await;
+    server.revive();
+    eventually("both questions are seen", async || {
+        let work = bob.try_call("check_work", json!({"work_id": id})).await?.ok()?;
+        work["next"].as_str()?.contains("2 questions").then_some(())
+    })
+    .await;
+    bob.call("answer_work", json!({"work_id": id, "answer": "red", "ask": 1})).await;
+    // Whatever was woken by that would be taken first.
+    let after = alice.assign("upper", "x").await;
+    alice.settled(&after).await;
+    bob.call("answer_work", json!({"work_id": id, "answer": "large", "ask": 2})).await;
+    let done = sees(&bob, &id, "COMPLETE").await;
+    assert_eq!(done["attempt"], 2, "{done}");
+}
+
 async fn sees_agent(client: &Client, name: &str) {
     eventually("the agent is seen", async || {
         let known = client.call("list_available_agents", json!({})).await;

@@ -33,7 +33,7 @@ impl Sides {
 
     /// A process of station `here`.
     pub(crate) fn process(&self, far: Far, forwards: bool) -> Transport {
-        let place = Place { station: "here".parse().unwrap(), instance: new_instance(), forwards };
+        let place = Place { station: "here".parse().unwrap(), instance: new_instance(), forwards, goes_on: |_| true };
         compose(self.near.clone(), far, watch::channel(Reach::Connected).1, place, self.tasks.clone(), self.cancel.clone())
     }
 

@@ -194,7 +194,7 @@ async fn the_same_result_again_stays_on_the_server_as_long_as_any_other() {
     let mut server = Server::start().await;
     let (dir, second) = (tempfile::tempdir().unwrap(), server.second().await);
     let near = local::open(dir.path(), &Storage::default()).unwrap();
-    let place = Place { station: super::station("here"), instance: super::holder(), forwards: false };
+    let place = Place { station: super::station("here"), instance: super::holder(), forwards: false, goes_on: |_| true };
     let (_opened, far) = watch::channel(Some(server.transport()));
     let reach = watch::channel(Reach::Connected).1;
     let mesh = mesh::compose(near.transport(), far, reach, place, TaskTracker::new(), CancellationToken::new());
