@@ -30,14 +30,18 @@ impl Orders {
         let mut stirred = self.0.runs.stirred();
         let mut signal = self.0.transport.queue.signal(&self.0.me.station);
         // What happened while nobody was there comes first.
-        let mut all = true;
+        let (mut all, mut all_at) = (true, Instant::now());
         let mut looked: Option<Instant> = None;
         loop {
+            // However much happens in between.
+            if all_at <= Instant::now() {
+                (all, all_at) = (true, Instant::now() + self.0.config.lattice.work.recheck.get());
+            }
             // Whoever hardly ever reads the run store does so for as long as something waits here.
             let holds_back = own && self.holds_back().await;
             if !own || holds_back || looked.is_none_or(|at| at.elapsed() >= runs::SELDOM) {
                 looked = Some(Instant::now());
-                match self.round(all).await {
+                match self.round(std::mem::take(&mut all)).await {
                     Ok(()) | Err(Error::Transport(transport::Error::Unreachable(_) | transport::Error::Unanswered(_))) => {}
                     Err(error) => tracing::warn!(%error, "could not look after works that wait for others; trying again"),
                 }
@@ -49,14 +53,11 @@ impl Orders {
                 signal.changed().await;
                 tokio::time::sleep(LOOK_PAUSE).await;
             };
-            all = tokio::select! {
-                () = read, if own => false,
-                stirred = stirred.changed() => match stirred {
-                    Ok(()) => false,
-                    Err(_) => return,
-                },
-                () = tokio::time::sleep(self.0.config.lattice.work.recheck.get()) => true,
-            };
+            tokio::select! {
+                () = read, if own => {}
+                stirred = stirred.changed() => if stirred.is_err() { return },
+                () = tokio::time::sleep_until(all_at) => {}
+            }
         }
     }
 
