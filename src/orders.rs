@@ -186,7 +186,8 @@ impl Orders {
         Ok(self.0.runs.of_work(id).await?.map(|run| Arc::new(Work::from_run(&run))))
     }
 
-    /// Does what is due for a work that waits for others: lets it start, goes on with its items, or ends it.
+    /// Does what is due for a work that waits for others: lets it start, goes on with its items, or ends it. One that has all its
+    /// answers is woken.
     ///
     /// # Errors
     /// The transport's or the store's.
@@ -197,6 +198,7 @@ impl Orders {
         let Some(order) = work.assignment.as_deref().filter(|_| is_ours) else { return Ok(()) };
         match (&order.map, &order.after) {
             (Some(spec), _) => self.go_on(&work, order, spec).await,
+            _ if work.is_answered() => self.wake(&work, order).await,
             (None, Some(after)) => self.release(&work, order, after).await,
             (None, None) => Ok(()),
         }

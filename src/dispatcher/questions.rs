@@ -51,7 +51,14 @@ impl Dispatcher {
     pub async fn answer(&self, caller: &Caller, id: WorkId, reply: Reply) -> Result<Arc<Work>> {
         self.vet_text("answer", reply.value.as_str().map_or_else(|| reply.value.to_string().len(), str::len))?;
         let work = self.check(id).await?;
-        let ask = which_question(&work, reply.ask)?;
+        let ask = match which_question(&work, reply.ask) {
+            // Whoever gave that answer may have died before it woke the work.
+            Err(answered @ Error::AnsweredAlready { .. }) => {
+                self.0.orders.look_after(id).await?;
+                return Err(answered);
+            }
+            ask => ask?,
+        };
         if let Some(bound) = caller.work() {
             may_answer(bound, &work, ask)?;
         }

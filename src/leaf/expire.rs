@@ -35,7 +35,8 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
                 if let Some(work) = &work
                     && let Some(deadline) = still_time(&assignment, work, now())
                 {
-                    // Its first attempt began in time; whoever began it died, or fell asleep, before it could say how long there is.
+                    // Its first attempt began in time; whoever began it, or answered its last question, died or fell asleep before it
+                    // could say how long there is.
                     let queue = &leaf.transport.queue;
                     match work.running() {
                         Some(_) => _ = queue.extend(std::slice::from_ref(&taken.delivery), Duration::ZERO, Some(deadline)).await?,
@@ -63,7 +64,7 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
 fn still_time(assignment: &Assignment, work: &Work, now: Timestamp) -> Option<Timestamp> {
     let waits = matches!(work.status, Status::Pending(_) | Status::Accepted(_));
     let deadline = assignment.deadline().after(work.waited(now));
-    (waits && !work.attempts.is_empty() && assignment.queue_timeout.is_some() && now < deadline).then_some(deadline)
+    (waits && !work.attempts.is_empty() && now < deadline).then_some(deadline)
 }
 
 /// Until when the lane is paused in which a work's time ran out.

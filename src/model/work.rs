@@ -197,6 +197,12 @@ impl Work {
         self.unanswered(self.exchanges.iter().map(|exchange| exchange.attempt).max().filter(|_| runs))
     }
 
+    /// Whether its agent ended to wait for answers, and has them all: nothing but its turn keeps it from its next attempt.
+    pub fn is_answered(&self) -> bool {
+        // Any other end of an attempt says when the next one may begin.
+        matches!(self.status, Status::Pending(_)) && !self.attempts.is_empty() && self.retry_at.is_none()
+    }
+
     /// What all its attempts have reported to have used.
     pub fn usage(&self) -> Usage {
         self.used.iter().fold(Usage::default(), |sum, (_, usage)| sum.plus(*usage))

@@ -50,6 +50,13 @@ impl Orders {
         }
     }
 
+    /// Frees an item again whose work waits for no answer any more, with the time that it has left.
+    pub(super) async fn wake(&self, work: &Work, order: &Assignment) -> Result<()> {
+        let deadline = order.deadline().after(work.waited(now()));
+        self.0.transport.queue.wake(&order.target_station, work.work_id, Some(deadline), Vec::new()).await?;
+        Ok(())
+    }
+
     /// Ends a work that never started.
     pub(super) async fn end(&self, order: &Assignment, verdict: Verdict) -> Result<()> {
         let event = match verdict {

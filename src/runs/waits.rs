@@ -10,10 +10,11 @@ use crate::model::run::Run;
 use crate::model::status::Status;
 use crate::model::work::Work;
 
-/// What a row of `waits` stands for.
+/// What a row of `waits` stands for; works that wait for their turn are looked at now and then only.
 const FOR_ANOTHER: i64 = 0;
 const FOR_ITS_ITEMS: i64 = 1;
 const FOR_ITS_START: i64 = 2;
+const FOR_ITS_TURN: i64 = 3;
 
 pub(super) const SCHEMA: &str = "
     CREATE TABLE waits (work BLOB NOT NULL, dep BLOB NOT NULL, kind INTEGER NOT NULL, PRIMARY KEY (work, dep)) WITHOUT ROWID;
@@ -30,14 +31,14 @@ pub struct Waiting {
     pub origin: StationId,
 }
 
-/// Whether any work waits.
+/// Whether any work waits for what others do.
 pub(super) fn any(db: &Connection) -> rusqlite::Result<bool> {
-    db.prepare_cached("SELECT 1 FROM waits LIMIT 1")?.exists([])
+    db.prepare_cached("SELECT 1 FROM waits WHERE kind < ?1 LIMIT 1")?.exists([FOR_ITS_TURN])
 }
 
 /// Keeps the rows of a work that may wait.
 pub(super) fn write(db: &Connection, work: &Work, order: &Assignment) -> rusqlite::Result<()> {
-    if order.after.is_none() && order.map.is_none() {
+    if order.after.is_none() && order.map.is_none() && work.exchanges.is_empty() {
         return Ok(());
     }
     let id = work.work_id.as_bytes();
@@ -48,7 +49,9 @@ pub(super) fn write(db: &Connection, work: &Work, order: &Assignment) -> rusqlit
         _ if work.status.is_settled() => Ok(()),
         Some(after) => after.work_ids.iter().try_for_each(|dep| insert.execute(params![id, dep.as_bytes(), FOR_ANOTHER]).map(|_| ())),
         None if order.map.is_some() => insert.execute(params![id, id, FOR_ITS_ITEMS]).map(|_| ()),
-        None if !begun => insert.execute(params![id, id, FOR_ITS_START]).map(|_| ()),
+        // Whoever answered last may have died before it woke the item.
+        None if work.is_answered() => insert.execute(params![id, id, FOR_ITS_TURN]).map(|_| ()),
+        None if order.after.is_some() && !begun => insert.execute(params![id, id, FOR_ITS_START]).map(|_| ()),
         None => Ok(()),
     }
 }

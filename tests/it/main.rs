@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests have no station whose tracker would wait for their tasks")]
 
 mod agents;
+mod answered;
 mod asleep;
 mod assign;
 mod budgets;

@@ -424,9 +424,15 @@ fn each_of_several_questions_waits_for_its_own_answer() {
 
     let mut parked = Work::fold(&asked).unwrap();
     [ask(1, 3, true), answer(3), answer(1)].iter().for_each(|event| parked.apply(event));
-    assert_eq!(shown(&parked), ("ESCALATED", Some(2), 1));
+    assert_eq!((shown(&parked), parked.is_answered()), (("ESCALATED", Some(2), 1), false));
     parked.apply(&answer(2));
-    assert_eq!(shown(&parked), ("PENDING", None, 0));
+    assert_eq!((shown(&parked), parked.is_answered()), (("PENDING", None, 0), true));
+    // What waits for its next try waits until that may begin.
+    let retrying = Kind::Retrying { failure: Failure::new(FailureKind::Transient, "busy"), next_at: Timestamp::from_millis(99) };
+    for kind in [Kind::Accepted, retrying] {
+        parked.apply(&event(2, 90, kind));
+        assert!(!parked.is_answered());
+    }
 
     // What an attempt died with is not the next one's question until that asks it again.
     let mut again = Work::fold(&asked).unwrap();
