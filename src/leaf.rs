@@ -67,7 +67,6 @@ struct Inner {
     taking: tokio::sync::Mutex<()>,
     /// When what runs here was held last.
     held_ms: AtomicI64,
-    /// When it was looked last whether an attempt can lend its place.
     /// From when on it may be looked again whether attempts can lend their places.
     lend_at: Mutex<Instant>,
     /// What was found of works whose holders give no sign of life.
@@ -323,17 +322,22 @@ impl Leaf {
     }
 
     async fn sweep_on(&self, cancel: &CancellationToken) {
+        // What somebody held whose time is up indeed.
+        let mut over = Vec::new();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(SWEEP_EVERY) => {}
             }
-            let queue = &self.0.transport.queue;
-            match queue.take_expired(self.0.registry.me().instance, self.0.config.lattice.work.lease.get(), EXPIRED_MAX).await {
+            let (queue, lease) = (&self.0.transport.queue, self.0.config.lattice.work.lease.get());
+            // What was found holds for one look: whoever slept may have gone on by the next.
+            let found = Some(std::mem::take(&mut over));
+            match queue.take_expired(self.0.registry.me().instance, lease, EXPIRED_MAX, found).await {
                 Ok(expired) => {
-                    for taken in expired {
+                    for taken in expired.taken {
                         expire::expire(&self.0, &taken).await;
                     }
+                    over = expire::over(&self.0, expired.lapsed).await;
                 }
                 Err(error) => tracing::warn!(%error, "could not look for works whose time is up"),
             }
@@ -362,10 +366,13 @@ impl Leaf {
 
     /// Extends what is held; a later attempt elsewhere makes ours stop, and the end of the work too.
     async fn hold(&self) -> Result<()> {
-        let held: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
+        let mut held: Vec<Delivery> = self.0.running().values().map(|running| running.delivery.clone()).collect();
         let at = now();
-        if !held.is_empty() {
+        while !held.is_empty() {
             let lost = self.0.transport.queue.extend(&held, self.0.config.lattice.work.lease.get(), None).await?;
+            if lost.is_empty() {
+                break;
+            }
             for delivery in &lost {
                 match self.0.works.get(delivery.id).await {
                     Ok(Some(work)) if policy::goes_on(&work, delivery.attempt) => {
@@ -376,10 +383,8 @@ impl Leaf {
                     Err(error) => tracing::warn!(work_id = %delivery.id, %error, "a hold is lost, and it is not known to whom"),
                 }
             }
-            if !lost.is_empty() {
-                // Of the others nothing is said.
-                return Ok(());
-            }
+            // What is lost is told whatever becomes of the others, so that those may not have been extended: once more without it.
+            held.retain(|delivery| !lost.contains(delivery));
         }
         self.0.held_ms.store(at.as_millis(), Ordering::Relaxed);
         Ok(())

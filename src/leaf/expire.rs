@@ -11,7 +11,7 @@ use crate::model::status::Status;
 use crate::model::time::Timestamp;
 use crate::model::work::Work;
 use crate::telemetry::now;
-use crate::transport::{Result, Taken};
+use crate::transport::{Delivery, Lapsed, Result, Taken};
 use crate::works::record;
 
 /// Settles work whose time ran out while nobody held it.
@@ -58,6 +58,34 @@ pub(super) async fn expire(leaf: &Inner, taken: &Taken) {
     if let Err(error) = settled.await {
         tracing::warn!(work_id = %taken.delivery.id, %error, "could not settle work whose time is up; trying again");
     }
+}
+
+/// Those of these works whose time is up indeed: whoever gives no sign of life may only sleep, and an attempt that began in time has
+/// all of its work's. It keeps its hold then, so that it can go on with it.
+pub(super) async fn over(leaf: &Inner, lapsed: Vec<Lapsed>) -> Vec<Delivery> {
+    let mut over = Vec::new();
+    for Lapsed { delivery, .. } in lapsed {
+        match goes_on(leaf, &delivery).await {
+            Ok(true) => {}
+            Ok(false) => over.push(delivery),
+            Err(error) => tracing::warn!(work_id = %delivery.id, %error, "it is not known whether a work's time is up; trying again"),
+        }
+    }
+    over
+}
+
+async fn goes_on(leaf: &Inner, delivery: &Delivery) -> Result<bool> {
+    // It was us who slept: its own clock goes on soon.
+    if leaf.running().get(&delivery.id).is_some_and(|running| running.delivery == *delivery) {
+        return Ok(true);
+    }
+    let Some(work) = leaf.works.get(delivery.id).await? else { return Ok(false) };
+    let runs = work.running().is_some() && work.status.mark().is_some_and(|mark| !mark.cancelling);
+    let deadline = work.assignment.as_deref().filter(|_| runs).and_then(|order| still_time(order, &work, now()));
+    let Some(deadline) = deadline else { return Ok(false) };
+    leaf.transport.queue.wake(&delivery.station, delivery.id, Some(deadline), Vec::new()).await?;
+    tracing::debug!(work_id = %delivery.id, attempt = delivery.attempt, %deadline, "nobody holds on to this attempt, and it has time left");
+    Ok(true)
 }
 
 /// Until when there is still time for a work that began in time, though its item's deadline has passed.

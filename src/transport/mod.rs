@@ -351,8 +351,13 @@ impl Want {
 
     /// Whether an item may be taken of which this delivery has lapsed.
     pub fn takes_over(&self, id: WorkId, attempt: u32) -> bool {
-        self.over.as_ref().is_none_or(|over| over.iter().any(|delivery| delivery.id == id && delivery.attempt == attempt))
+        takes_over(self.over.as_deref(), id, attempt)
     }
+}
+
+/// Whether an item may be taken of which this delivery has lapsed, if nothing but these are.
+fn takes_over(over: Option<&[Delivery]>, id: WorkId, attempt: u32) -> bool {
+    over.is_none_or(|over| over.iter().any(|delivery| delivery.id == id && delivery.attempt == attempt))
 }
 
 /// Makes the record of a taking; after a crash an item may be held without it, never the record stand without a taking.
@@ -428,8 +433,9 @@ pub trait Queue: Send + Sync {
     /// makes of each.
     async fn take(&self, station: &StationId, want: &Want) -> Result<Take>;
 
-    /// Takes free items of any station whose deadline has passed, so that somebody can settle them.
-    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize) -> Result<Vec<Taken>>;
+    /// Takes free items of any station whose deadline has passed, so that somebody can settle them. Of what others hold and have not
+    /// extended in time, nothing but what is among `over`, if given; the rest is what it left.
+    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize, over: Option<Vec<Delivery>>) -> Result<Take>;
 
     /// Holds on to items; gives those that were lost to a later attempt or are gone. `deadline` moves it for all of them.
     async fn extend(&self, held: &[Delivery], lease: Duration, deadline: Option<Timestamp>) -> Result<Vec<Delivery>>;

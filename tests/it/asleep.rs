@@ -1,9 +1,11 @@
 //! A process that is only asleep while it runs a work's last attempt is not declared dead; one that is dead, is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lattice_mcp::config::Config;
-use lattice_mcp::transport::{Want, local as store};
+use lattice_mcp::model::id::StationId;
+use lattice_mcp::telemetry::{new_instance, now};
+use lattice_mcp::transport::{Delivery, Want, local as store};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -156,6 +158,31 @@ async fn an_answer_given_to_a_sleeper_reaches_its_only_attempt(mut ground: Groun
     assert_eq!(ground.file("started").lines().count(), 1);
 }
 
+/// It has begun, and slept before it could say that the whole of its time counts from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sleeps_past_the_time_to_begin_keeps_its_hold() {
+    let mut ground = Ground::local();
+    let (sleeper, other, ids) = begun(&mut ground, json!({"queue_timeout": "30s"})).await;
+    signal(&sleeper, Signal::STOP);
+    let store = store::open(&ground.place.data.path().join("default"), &Config::default().lattice.storage).unwrap();
+    let (here, queue): (StationId, _) = ("here".parse().unwrap(), store.transport().queue);
+    for id in &ids {
+        queue.wake(&here, id.parse().unwrap(), Some(now()), Vec::new()).await.unwrap();
+        ground.until_said(&[id, "it has time left"]).await;
+        let left = queue.take_expired(new_instance(), Duration::from_secs(2), 9, Some(Vec::new())).await.unwrap();
+        assert!(left.taken.is_empty() && left.lapsed.is_empty(), "{left:?}");
+        let first = Delivery { station: here.clone(), id: id.parse().unwrap(), attempt: 1 };
+        assert!(queue.extend(&[first], Duration::from_secs(2), None).await.unwrap().is_empty(), "nobody else has had it");
+    }
+    signal(&sleeper, Signal::CONT);
+    ground.write("gate");
+    for id in &ids {
+        let work = other.settled(id).await;
+        assert_eq!((&work["status"], &work["result"]), (&json!("COMPLETE"), &json!("attempt 1")), "{work}");
+    }
+    store.close();
+}
+
 /// Somebody took the item in the meantime, and died before it began anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_that_is_lost_to_no_attempt_stops_nobody() {
@@ -172,7 +199,17 @@ async fn a_hold_that_is_lost_to_no_attempt_stops_nobody() {
     let taken = eventually("its hold has run out", async || queue.take(&here, &want).await.unwrap().taken.pop()).await;
     assert_eq!((taken.delivery.id.to_string(), taken.delivery.attempt), (id.clone(), 2));
     signal(&sleeper, Signal::CONT);
-    ground.until_said(&[&id, "this one goes on"]).await;
+    let goes_on = [&*id, "this one goes on"];
+    ground.until_said(&goes_on).await;
+    // Whatever is taken meanwhile, what runs is not held anew for each.
+    let (before, began) = (ground.said(&goes_on), Instant::now());
+    for _ in 0..20 {
+        let other = sleeper.assign("upper", "x").await;
+        sleeper.settled(&other).await;
+    }
+    let ticks = began.elapsed().as_millis() / 500 + 2;
+    let said = ground.said(&goes_on) - before;
+    assert!(said as u128 <= ticks, "it was held {said} times anew");
     ground.write("gate");
     let work = sleeper.settled(&id).await;
     assert_eq!((&work["status"], &work["result"]), (&json!("COMPLETE"), &json!("attempt 1")), "{work}");

@@ -42,12 +42,13 @@ impl Ground {
 
     /// Waits until some process has logged a line with all of these in it.
     pub(crate) async fn until_said(&self, parts: &[&str]) {
-        let log = self.log.as_ref().expect("somebody listens");
-        eventually(&format!("somebody says {parts:?}"), async || {
-            let said = std::fs::read_to_string(log).unwrap_or_default();
-            said.lines().any(|line| parts.iter().all(|part| line.contains(part))).then_some(())
-        })
-        .await;
+        eventually(&format!("somebody says {parts:?}"), async || (self.said(parts) > 0).then_some(())).await;
+    }
+
+    /// How many lines with all of these in them were logged.
+    pub(crate) fn said(&self, parts: &[&str]) -> usize {
+        let said = std::fs::read_to_string(self.log.as_ref().expect("somebody listens")).unwrap_or_default();
+        said.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
     }
 
     pub(crate) fn agent(&self, name: &str, front: &str, script: &str) {

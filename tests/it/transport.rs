@@ -202,6 +202,7 @@ macro_rules! contract {
                     past_its_deadline_only_take_expired_gives_an_item
                     take_expired_holds_what_it_gives
                     take_expired_leaves_live_leases_alone
+                    of_what_is_past_its_deadline_the_lapsed_is_taken_only_by_whoever_may
                     the_load_counts_waiting_and_held
                     a_signal_tells_of_every_way_to_become_free
                     a_signal_is_not_missed_between_two_waits

@@ -607,7 +607,7 @@ async fn a_clock_that_is_set_back_keeps_nothing_from_who_comes_next() {
     let after = store.transport();
     let taken = within(async {
         loop {
-            assert!(after.queue.take_expired(want.holder, want.lease, 9).await.unwrap().is_empty());
+            assert!(after.queue.take_expired(want.holder, want.lease, 9, None).await.unwrap().taken.is_empty());
             if let Some(taken) = after.queue.take(&at, &want).await.unwrap().taken.pop() {
                 return taken;
             }

@@ -15,7 +15,7 @@ use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::pace::Pace;
 use crate::model::time::Timestamp;
 use crate::model::turn::{self, Head};
-use crate::transport::{Delivery, Error, Item, Lapsed, Pushed, Record, Take, Taken, Waits, Want};
+use crate::transport::{Delivery, Error, Item, Lapsed, Pushed, Record, Take, Taken, Waits, Want, takes_over};
 
 const READY: i64 = 0;
 const DELAYED: i64 = 1;
@@ -201,8 +201,8 @@ pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> S
         next_at = next_at.into_iter().chain([batch.spared]).min();
     }
     for Over { id, lane, due } in over {
-        // Others decide for themselves whether they take it over.
-        let mut update = batch.conn.prepare_cached("UPDATE item SET state = 2, due = ?2 WHERE id = ?1 AND state = 0")?;
+        // Others decide for themselves whether they take it over, and whether it goes on where its time is up.
+        let mut update = batch.conn.prepare_cached("UPDATE item SET state = 2, due = ?2 WHERE id = ?1 AND state IN (0, 3)")?;
         if update.execute([id, due])? > 0 {
             count(batch, hook, lane, Some(READY), Some(HELD));
         }
@@ -395,30 +395,45 @@ fn hold(batch: &Batch<'_>, id: i64, station: &StationId, lane: &str, holder: Ins
     Ok(Taken { delivery, lane: lane.to_owned(), body: Bytes::from(body), deadline })
 }
 
-pub(super) fn take_expired(batch: &mut Batch<'_>, holder: InstanceId, lease: Duration, limit: usize) -> Step<Vec<Taken>> {
+pub(super) fn take_expired(
+    batch: &mut Batch<'_>,
+    holder: InstanceId,
+    lease: Duration,
+    limit: usize,
+    over: Option<&[Delivery]>,
+) -> Step<Take> {
     if batch.steady.is_some_and(Steady::take_overlong) {
         shorten(batch, lease)?;
     }
-    let sql = "SELECT item.id, item.hook, item.lane, item.state, hook.station, lane.name
+    let sql = "SELECT item.id, item.hook, item.lane, item.state, hook.station, lane.name, item.work, item.attempt
         FROM item JOIN hook ON hook.id = item.hook JOIN lane ON lane.id = item.lane
         WHERE item.deadline <= ?1 AND (item.due IS NULL OR item.state = 1 OR item.due <= CASE item.state WHEN 2 THEN ?3 ELSE ?1 END)
         ORDER BY item.deadline LIMIT ?2";
     let mut query = batch.conn.prepare_cached(sql)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let expired: Vec<(i64, i64, i64, i64, String, String)> = query
+    type Expired = (i64, i64, i64, i64, String, String, (Option<WorkId>, u32));
+    let expired: Vec<Expired> = query
         .query_map([batch.now.as_millis(), limit, lapsed(batch)], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            let held = (WorkId::from_slice(row.get_ref(6)?.as_blob()?), row.get(7)?);
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, held))
         })?
         .collect::<rusqlite::Result<_>>()?;
     let due = lasting(batch, lease);
-    let mut taken = Vec::with_capacity(expired.len());
-    for (id, hook, lane, state, station, name) in expired {
+    let mut take = Take::default();
+    for (id, hook, lane, state, station, name, held) in expired {
         let station: StationId =
             station.parse().map_err(|_| rusqlite::Error::InvalidColumnType(4, "station".into(), rusqlite::types::Type::Text))?;
-        taken.push(hold(batch, id, &station, &name, holder, due)?);
+        if let (Some(work), attempt) = held
+            && state == HELD
+            && !takes_over(over, work, attempt)
+        {
+            take.lapsed.push(Lapsed { delivery: Delivery { station, id: work, attempt }, lane: name });
+            continue;
+        }
+        take.taken.push(hold(batch, id, &station, &name, holder, due)?);
         count(batch, hook, lane, Some(state), Some(HELD));
     }
-    Ok(taken)
+    Ok(take)
 }
 
 pub(super) fn extend(batch: &mut Batch<'_>, held: &[Delivery], lease: Duration, deadline: Option<Timestamp>) -> Step<Vec<Delivery>> {

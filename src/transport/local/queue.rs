@@ -9,7 +9,7 @@ use rusqlite::params;
 use super::{Shared, hook};
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{Delivery, Item, LaneLoad, Pushed, Queue, Record, Result, Signal, Take, Taken, Want};
+use crate::transport::{Delivery, Item, LaneLoad, Pushed, Queue, Record, Result, Signal, Take, Want};
 
 /// The hooks of one store.
 pub(super) struct LocalQueue(pub(super) Arc<Shared>);
@@ -26,8 +26,8 @@ impl Queue for LocalQueue {
         self.0.write(move |batch| hook::take(batch, &station, &want)).await
     }
 
-    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize) -> Result<Vec<Taken>> {
-        self.0.write(move |batch| hook::take_expired(batch, holder, lease, limit)).await
+    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize, over: Option<Vec<Delivery>>) -> Result<Take> {
+        self.0.write(move |batch| hook::take_expired(batch, holder, lease, limit, over.as_deref())).await
     }
 
     async fn extend(&self, held: &[Delivery], lease: Duration, deadline: Option<Timestamp>) -> Result<Vec<Delivery>> {

@@ -139,14 +139,18 @@ impl Queue for Mesh {
         Ok(take)
     }
 
-    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize) -> Result<Vec<Taken>> {
-        let mut all = self.local.queue.take_expired(holder, lease, limit).await?;
-        for taken in &all {
-            self.remember(taken.delivery.id, true);
+    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize, over: Option<Vec<Delivery>>) -> Result<Take> {
+        let mut all = self.local.queue.take_expired(holder, lease, limit, over.clone()).await?;
+        for id in all.taken.iter().map(|taken| taken.delivery.id).chain(all.lapsed.iter().map(|lapsed| lapsed.delivery.id)) {
+            self.remember(id, true);
         }
         if let Ok(far) = self.far() {
-            match far.queue.take_expired(holder, lease, limit - all.len()).await {
-                Ok(more) => all.extend(more),
+            let left = limit.saturating_sub(all.taken.len() + all.lapsed.len());
+            match far.queue.take_expired(holder, lease, left, over).await {
+                Ok(more) => {
+                    all.taken.extend(more.taken);
+                    all.lapsed.extend(more.lapsed);
+                }
                 Err(Error::Unreachable(_) | Error::Unanswered(_)) => {}
                 Err(error) => tracing::warn!(%error, "could not look for works on the server whose time is up"),
             }

@@ -192,11 +192,14 @@ impl Hook {
     /// What may not be taken over, though its hold has run out.
     pub(super) fn left(&self, want: &Want, now: Timestamp) -> Vec<Lapsed> {
         let left = self.lapsed_in(want).filter(|(_, slot)| !self.is_held(slot, now) && !want.takes_over(slot.label.id, slot.attempt));
-        left.map(|(_, slot)| Lapsed {
-            delivery: Delivery { station: self.station.clone(), id: slot.label.id, attempt: slot.attempt },
-            lane: slot.label.lane.to_string(),
-        })
-        .collect()
+        left.filter_map(|(seq, _)| self.lapse_of(seq)).collect()
+    }
+
+    /// Whose an item is that is held, and whose hold is known to have run out.
+    pub(super) fn lapse_of(&self, seq: u64) -> Option<Lapsed> {
+        let slot = self.slots.get(&seq).filter(|slot| matches!(slot.state, State::Held(..)))?;
+        let delivery = Delivery { station: self.station.clone(), id: slot.label.id, attempt: slot.attempt };
+        Some(Lapsed { delivery, lane: slot.label.lane.to_string() })
     }
 
     /// Puts an item that was pushed, with its body if that is at hand. False when its work has another item already, or it is gone.

@@ -318,17 +318,18 @@ impl Queue for NatsQueue {
         Ok(Take { taken, next_at, lapsed })
     }
 
-    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize) -> Result<Vec<Taken>> {
+    async fn take_expired(&self, holder: InstanceId, lease: Duration, limit: usize, over: Option<Vec<Delivery>>) -> Result<Take> {
         self.discover_soon();
         let stations: Vec<StationId> = self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
-        let mut all = Vec::new();
+        let mut all = Take::default();
         for station in stations {
-            let left = limit.saturating_sub(all.len());
+            let left = limit.saturating_sub(all.taken.len() + all.lapsed.len());
             if left == 0 {
                 break;
             }
-            let grants = self.ask(&station, |reply| Ask::Expired(holder, lease, left, reply)).await?;
-            all.extend(self.taken(grants).await?);
+            let (grants, _, lapsed) = self.ask(&station, |reply| Ask::Expired(holder, lease, left, over.clone(), reply)).await?;
+            all.taken.extend(self.taken(grants).await?);
+            all.lapsed.extend(lapsed);
         }
         Ok(all)
     }

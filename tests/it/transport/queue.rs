@@ -25,6 +25,11 @@ async fn take(t: &Transport, at: &StationId, lanes: &[(&str, u32)], room: u32) -
     ids(&t.queue.take(at, &want(lanes, room)).await.unwrap().taken)
 }
 
+/// What is taken because its time is up, whoever had it.
+async fn expired(t: &Transport, limit: usize) -> Vec<Taken> {
+    t.queue.take_expired(holder(), LEASE, limit, None).await.unwrap().taken
+}
+
 async fn recorded(t: &Transport) -> Vec<String> {
     bodies(&everything(t, Filter::AllWork).await)
 }
@@ -418,7 +423,7 @@ pub(crate) async fn extending_moves_the_deadline(fixture: &mut impl Fixture) {
     let later = fixture.now().after(HOUR * 3);
     t.queue.extend(&[delivery], LEASE, Some(later)).await.unwrap();
     fixture.pass(HOUR * 2).await;
-    assert!(t.queue.take_expired(holder(), LEASE, 9).await.unwrap().is_empty());
+    assert!(expired(&t, 9).await.is_empty());
     assert_eq!(take_one(&t, &at, "a").await.deadline, later);
 }
 
@@ -566,7 +571,7 @@ pub(crate) async fn what_is_held_back_waits_until_somebody_wakes_it(fixture: &mu
     assert!(t.queue.wake(&at, held.id, Some(later), vec![]).await.unwrap(), "what is free is woken in vain");
     fixture.pass(HOUR + HOUR / 2).await;
     assert_eq!(take(&t, &at, &[("a", 9)], 9).await, [held.id]);
-    let expired = t.queue.take_expired(holder(), LEASE, 9).await.unwrap();
+    let expired = expired(&t, 9).await;
     assert_eq!(ids(&expired), [forgotten.id]);
 }
 
@@ -575,10 +580,10 @@ pub(crate) async fn waking_moves_the_deadline_of_what_is_held(fixture: &mut impl
     let id = pushed(fixture, &t, &at, "a", 0).await;
     take_one(&t, &at, "a").await;
     assert!(!t.queue.wake(&at, id, Some(fixture.now()), vec![]).await.unwrap());
-    assert!(t.queue.take_expired(holder(), LEASE, 9).await.unwrap().is_empty(), "it is held");
+    assert!(expired(&t, 9).await.is_empty(), "it is held");
     fixture.pass(LEASE * 2).await;
     assert!(take(&t, &at, &[("a", 1)], 1).await.is_empty(), "its time is up");
-    assert_eq!(t.queue.take_expired(holder(), LEASE, 9).await.unwrap()[0].delivery.attempt, 2);
+    assert_eq!(expired(&t, 9).await[0].delivery.attempt, 2);
 }
 
 pub(crate) async fn removing_spares_what_is_held(fixture: &mut impl Fixture) {
@@ -607,13 +612,13 @@ pub(crate) async fn past_its_deadline_only_take_expired_gives_an_item(fixture: &
     let delayed = pushed(fixture, &t, &at, "c", 0).await;
     let delivery = take_one(&t, &at, "c").await.delivery;
     t.queue.release(&delivery, fixture.now().after(HOUR * 9), None, vec![]).await.unwrap();
-    assert!(t.queue.take_expired(holder(), LEASE, 9).await.unwrap().is_empty());
+    assert!(expired(&t, 9).await.is_empty());
     fixture.pass(HOUR).await;
     let fresh = pushed(fixture, &t, &at, "a", 0).await;
     assert_eq!(take(&t, &at, &[("a", 9), ("c", 9)], 9).await, [fresh]);
-    let two = t.queue.take_expired(holder(), LEASE, 2).await.unwrap();
+    let two = expired(&t, 2).await;
     assert_eq!(two.len(), 2);
-    let rest = t.queue.take_expired(holder(), LEASE, 9).await.unwrap();
+    let rest = expired(&t, 9).await;
     let all: Vec<Taken> = two.into_iter().chain(rest).collect();
     assert_eq!(ids(&all).into_iter().collect::<HashSet<_>>(), HashSet::from([ready, away, delayed]));
     let of_away = all.iter().find(|taken| taken.delivery.id == away).unwrap();
@@ -629,11 +634,11 @@ pub(crate) async fn take_expired_holds_what_it_gives(fixture: &mut impl Fixture)
     let (t, at) = (fixture.transport(), station("s"));
     pushed(fixture, &t, &at, "a", 0).await;
     fixture.pass(HOUR).await;
-    let first = t.queue.take_expired(holder(), LEASE, 9).await.unwrap();
+    let first = expired(&t, 9).await;
     assert_eq!((first.len(), first[0].delivery.attempt), (1, 1));
-    assert!(t.queue.take_expired(holder(), LEASE, 9).await.unwrap().is_empty());
+    assert!(expired(&t, 9).await.is_empty());
     fixture.pass(LEASE).await;
-    let again = t.queue.take_expired(holder(), LEASE, 9).await.unwrap();
+    let again = expired(&t, 9).await;
     assert_eq!(again[0].delivery.attempt, 2);
     assert!(!t.queue.settle(&first[0].delivery, vec![]).await.unwrap());
     assert!(t.queue.settle(&again[0].delivery, vec![]).await.unwrap());
@@ -646,10 +651,37 @@ pub(crate) async fn take_expired_leaves_live_leases_alone(fixture: &mut impl Fix
     push(&t, &at, one.clone()).await;
     take_one(&t, &at, "a").await;
     fixture.pass(LEASE - Duration::from_millis(1)).await;
-    assert!(t.queue.take_expired(holder(), LEASE, 9).await.unwrap().is_empty());
+    assert!(expired(&t, 9).await.is_empty());
     fixture.pass(Duration::from_millis(1)).await;
     assert!(take(&t, &at, &[("a", 1)], 1).await.is_empty());
-    assert_eq!(ids(&t.queue.take_expired(holder(), LEASE, 9).await.unwrap()), [one.id]);
+    assert_eq!(ids(&expired(&t, 9).await), [one.id]);
+}
+
+pub(crate) async fn of_what_is_past_its_deadline_the_lapsed_is_taken_only_by_whoever_may(fixture: &mut impl Fixture) {
+    let (t, second, at) = (fixture.transport(), fixture.second().await, station("s"));
+    let [one, free] = ["a", "b"].map(|lane| Item { deadline: fixture.now().after(LEASE / 2), ..item(work(), lane, 0, fixture.now()) });
+    push(&t, &at, one.clone()).await;
+    push(&t, &at, free.clone()).await;
+    let delivery = take_one(&t, &at, "a").await.delivery;
+    let mine = [delivery.clone()];
+    fixture.pass(LEASE).await;
+    // Whoever may take it over from its lane meets it in vain, and leaves it as it is.
+    let want = Want { over: Some(mine.to_vec()), ..want(&[("a", 9), ("b", 9)], 9) };
+    assert!(second.queue.take(&at, &want).await.unwrap().taken.is_empty());
+    let left = second.queue.take_expired(holder(), LEASE, 9, Some(Vec::new())).await.unwrap();
+    assert_eq!((ids(&left.taken), left.lapsed.len()), (vec![free.id], 1));
+    assert_eq!((&left.lapsed[0].delivery, left.lapsed[0].lane.as_str()), (&delivery, "a"));
+    // It goes on: it has more time, and is still whose it was.
+    assert!(second.queue.wake(&at, one.id, Some(fixture.now().after(HOUR)), vec![]).await.unwrap());
+    let none = second.queue.take_expired(holder(), LEASE, 9, Some(mine.to_vec())).await.unwrap();
+    assert!(none.taken.is_empty() && none.lapsed.is_empty());
+    assert!(t.queue.extend(&mine, LEASE, None).await.unwrap().is_empty());
+    assert!(!second.queue.wake(&at, one.id, Some(fixture.now()), vec![]).await.unwrap());
+    fixture.pass(LEASE).await;
+    let over = second.queue.take_expired(holder(), LEASE, 9, Some(mine.to_vec())).await.unwrap().taken;
+    let again = over.iter().find(|taken| taken.delivery.id == one.id).unwrap();
+    assert_eq!(again.delivery.attempt, 2);
+    assert_eq!(t.queue.extend(&mine, LEASE, None).await.unwrap(), mine);
 }
 
 pub(crate) async fn the_load_counts_waiting_and_held(fixture: &mut impl Fixture) {

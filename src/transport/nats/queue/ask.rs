@@ -12,7 +12,7 @@ use super::super::stream::Stream;
 use super::keeper::Open;
 use crate::model::id::{InstanceId, WorkId};
 use crate::model::time::Timestamp;
-use crate::transport::{Delivery, Error, Item, LaneLoad, Lapsed, Pushed, Result, Waits, Want};
+use crate::transport::{Delivery, Error, Item, LaneLoad, Lapsed, Pushed, Result, Waits, Want, takes_over};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -22,7 +22,7 @@ pub(super) enum Ask {
     Pushed(u64, Label, Bytes),
     Abandoned(Waits),
     Take(Want, Reply<Grants>),
-    Expired(InstanceId, Duration, usize, Reply<Vec<Grant>>),
+    Expired(InstanceId, Duration, usize, Option<Vec<Delivery>>, Reply<Grants>),
     Extend(Vec<Delivery>, Duration, Option<Timestamp>, Reply<Vec<Delivery>>),
     Holds(Delivery, Reply<bool>),
     Settle(Delivery, Reply<bool>),
@@ -98,8 +98,7 @@ impl Ask {
             }
             (Self::Push(_, _, reply), Answer::Elsewhere) => _ = reply.send(Ok(Err(Pushed::Elsewhere))),
             (Self::Push(_, _, reply), _) => _ = reply.send(Ok(Err(Pushed::Known))),
-            (Self::Take(_, reply), Answer::Grants(grants)) => _ = reply.send(Ok(grants)),
-            (Self::Expired(.., reply), Answer::Grants((grants, ..))) => _ = reply.send(Ok(grants)),
+            (Self::Take(_, reply) | Self::Expired(.., reply), Answer::Grants(grants)) => _ = reply.send(Ok(grants)),
             (Self::Extend(.., reply), Answer::Lost(lost)) => _ = reply.send(Ok(lost)),
             (
                 Self::Holds(_, reply)
@@ -120,8 +119,7 @@ impl Ask {
         let error = error.clone();
         match self {
             Self::Push(.., reply) => _ = reply.send(Err(error)),
-            Self::Take(_, reply) => _ = reply.send(Err(error)),
-            Self::Expired(.., reply) => _ = reply.send(Err(error)),
+            Self::Take(_, reply) | Self::Expired(.., reply) => _ = reply.send(Err(error)),
             Self::Extend(.., reply) => _ = reply.send(Err(error)),
             Self::Holds(_, reply)
             | Self::Settle(_, reply)
@@ -212,13 +210,20 @@ impl Draft {
                 hook.withdraw(&offered);
                 Answer::Grants((grants, hook.next_free(want, now), hook.left(want, now)))
             }
-            Ask::Expired(holder, lease, limit, _) => {
-                let mut grants = Vec::new();
+            Ask::Expired(holder, lease, limit, over, _) => {
+                let (mut grants, mut left) = (Vec::new(), Vec::new());
                 for seq in hook.expired(now, *limit) {
+                    let lapsed = hook.lapse_of(seq);
+                    if let Some(lapsed) =
+                        lapsed.filter(|Lapsed { delivery, .. }| !takes_over(over.as_deref(), delivery.id, delivery.attempt))
+                    {
+                        left.push(lapsed);
+                        continue;
+                    }
                     self.add(hook, Op::Take { seq, holder: *holder, until: until(now, *lease), at: None, paced: false });
                     grants.extend(hook.grant(seq));
                 }
-                Answer::Grants((grants, None, Vec::new()))
+                Answer::Grants((grants, None, left))
             }
             Ask::Extend(held, lease, deadline, _) => {
                 let mut lost = Vec::new();
