@@ -218,9 +218,11 @@ impl Mesh {
         });
     }
 
-    fn saw(&self, far: u64) {
-        let (epoch, mut head) = (self.epoch(), self.far_head.lock().unwrap_or_else(PoisonError::into_inner));
-        *head = (epoch, if head.0 == epoch { far.max(head.1) } else { far });
+    /// Remembers a place of the server's log at which whoever asked in this epoch has seen something.
+    fn saw(&self, epoch: u64, far: u64) {
+        let mut head = self.far_head.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of an earlier epoch and a later one, the later one counts; of one, the later place.
+        *head = (*head).max((epoch, far));
     }
 
     /// The last place of the server's log that was seen; the beginning, where it may be another log since.
@@ -331,10 +333,12 @@ impl Mesh {
                     // Places of what the server had before may say nothing of what it has now.
                     (after, epoch) = (None, self.epoch());
                 }
+                // What is said of a work that comes to live here after this look stands behind that.
+                let head = Some(self.far_head()).filter(|head| *head > 0);
                 let some = match (&far, self.has_local().await) {
-                    (Some(far), Ok(true)) => self.bring_back_on(far, &mut after).await,
+                    (Some(far), Ok(true)) => self.bring_back_on(far, &mut after, epoch).await,
                     (Some(_), Ok(false)) => {
-                        after = Some(self.far_head()).filter(|head| *head > 0);
+                        after = after.max(head);
                         Ok(())
                     }
                     (None, Ok(_)) => Ok(()),
@@ -343,6 +347,9 @@ impl Mesh {
                 if let Err(error) = some {
                     tracing::debug!(%error, "what others say of works that live here cannot be heard now");
                     tokio::time::sleep(TROUBLE_PAUSE).await;
+                    continue;
+                }
+                if epoch != self.epoch() {
                     continue;
                 }
                 tokio::select! {
@@ -382,18 +389,22 @@ impl Mesh {
         }
     }
 
-    async fn remember_heard(&self, far: &Transport, upto: u64) -> Result<()> {
+    /// Keeps up to where this epoch's log was heard; nothing, once there may be another one.
+    async fn remember_heard(&self, far: &Transport, upto: u64, epoch: u64) -> Result<()> {
         let place = format!("{upto} {}", far.log.identity().await?);
+        if epoch != self.epoch() {
+            return Ok(());
+        }
         self.local.table.put(Bucket::Keys, HEARD, place.into(), Expect::Any, None).await.map(|_| ())
     }
 
-    /// Listens for as long as a work lives here.
-    async fn bring_back_on(&self, far: &Transport, after: &mut Option<u64>) -> Result<()> {
+    /// Listens for as long as a work lives here, and the server's log is that of this epoch.
+    async fn bring_back_on(&self, far: &Transport, after: &mut Option<u64>, epoch: u64) -> Result<()> {
         let from = match *after {
             Some(after) => after,
             None => self.heard(far).await?,
         };
-        self.remember_heard(far, from).await?;
+        self.remember_heard(far, from, epoch).await?;
         let mut kept = from;
         *after = Some(from);
         let mut follow = far.log.follow(Filter::AllStatus, Position::of(from)).await?;
@@ -403,15 +414,18 @@ impl Mesh {
                 entries = follow.next() => entries?,
                 _ = look.tick() => {
                     if let Some(heard) = after.filter(|heard| *heard != kept) {
-                        self.remember_heard(far, heard).await?;
+                        self.remember_heard(far, heard, epoch).await?;
                         kept = heard;
                     }
-                    match self.has_local().await? {
+                    match epoch == self.epoch() && self.has_local().await? {
                         true => continue,
                         false => return Ok(()),
                     }
                 }
             };
+            if epoch != self.epoch() {
+                return Ok(());
+            }
             for entry in entries {
                 // What was forwarded from here stands here.
                 if !entry.is_forwarded
@@ -584,5 +598,147 @@ mod tests {
         sides.cancel.cancel();
         sides.tasks.close();
         sides.tasks.wait().await;
+    }
+
+    /// Two stores, one of which stands for the server's, and a process that forwards between them and brings back.
+    struct Sides {
+        near: local::Local,
+        far: local::Local,
+        mesh: Transport,
+        _server: watch::Sender<Option<Transport>>,
+        station: StationId,
+        tasks: TaskTracker,
+        cancel: CancellationToken,
+        _dirs: [tempfile::TempDir; 2],
+    }
+
+    impl Sides {
+        /// `server` makes the server's log.
+        async fn new(server: impl FnOnce(Arc<dyn Log>) -> Arc<dyn Log>) -> Self {
+            let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let [near, far] = dirs.each_ref().map(|dir| local::open(dir.path(), &Config::default().lattice.storage).unwrap());
+            // The folder has had a server all along.
+            near.transport().table.put(Bucket::Keys, FORWARDED, Bytes::from("0"), Expect::Absent, None).await.unwrap();
+            let station: StationId = "here".parse().unwrap();
+            let (server, opened) = watch::channel(Some(Transport { log: server(far.transport().log), ..far.transport() }));
+            let place = Place { station: station.clone(), instance: new_instance(), forwards: true };
+            let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+            let mesh = compose(near.transport(), opened, watch::channel(Reach::Connected).1, place, tasks.clone(), cancel.clone());
+            Self { near, far, mesh, _server: server, station, tasks, cancel, _dirs: dirs }
+        }
+
+        /// A work that another process of this folder has pushed here, and of which the server knows.
+        async fn work(&self) -> WorkId {
+            let (id, turn) = (new_work_id(), Turn::new("here", 0, now(), Duration::from_secs(1)));
+            let deadline = now().after(Duration::from_secs(600));
+            let item = Item { id, lane: "a".into(), turn, deadline, held_back: false, beside: None, body: "{}".into() };
+            self.near.transport().queue.push(&self.station, item, 9, Some(said(id, "{}"))).await.unwrap();
+            heard(&self.far.transport(), id, "{}").await;
+            id
+        }
+
+        async fn close(self) {
+            self.cancel.cancel();
+            self.tasks.close();
+            self.tasks.wait().await;
+            self.near.close();
+            self.far.close();
+        }
+    }
+
+    fn said(id: WorkId, text: &'static str) -> Record {
+        Record { subject: Subject::Status(id), body: text.into() }
+    }
+
+    /// Waits until a side has heard this of a work.
+    async fn heard(side: &Transport, id: WorkId, text: &str) {
+        let mut follow = side.log.follow(Filter::Work(id), Position::default()).await.unwrap();
+        let heard = async { while !follow.next().await.unwrap().iter().any(|entry| entry.body == text) {} };
+        tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap_or_else(|_| panic!("nobody hears {text}"));
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_servers_log_out_makes_nobody_deaf_to_it() {
+        let sides = Sides::new(|far| far).await;
+        sides.far.transport().log.append(vec![said(new_work_id(), "before")]).await.unwrap();
+        // As whoever is not sure that this is the log which it has read.
+        let beyond = Position { seq: 0, far: u64::MAX };
+        assert!(sides.mesh.log.read(Filter::AllWork, beyond, 9).await.unwrap().is_empty());
+        // It is looked whether any work lives here, and none does.
+        let queue = sides.near.transport().queue;
+        queue.pause(&sides.station, "a", now()).await.unwrap();
+        for _ in 0..20 {
+            assert!(queue.load(&sides.station).await.unwrap().iter().all(|lane| lane.waiting + lane.held == 0));
+        }
+        let id = sides.work().await;
+        sides.far.transport().log.append(vec![said(id, "elsewhere")]).await.unwrap();
+        heard(&sides.near.transport(), id, "elsewhere").await;
+        sides.close().await;
+    }
+
+    /// A server's log, of which another one can take the place.
+    struct Lossy {
+        log: Mutex<Arc<dyn Log>>,
+        lost: std::sync::atomic::AtomicU64,
+    }
+
+    impl Lossy {
+        fn log(&self) -> Arc<dyn Log> {
+            Arc::clone(&self.log.lock().unwrap())
+        }
+
+        fn lose(&self, instead: Arc<dyn Log>) {
+            *self.log.lock().unwrap() = instead;
+            self.lost.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Log for Lossy {
+        async fn append(&self, records: Vec<Record>) -> Result<Position> {
+            self.log().append(records).await
+        }
+
+        async fn read(&self, filter: Filter, after: Position, limit: usize) -> Result<Vec<Entry>> {
+            self.log().read(filter, after, limit).await
+        }
+
+        async fn follow(&self, filter: Filter, after: Position) -> Result<Box<dyn crate::transport::Follow>> {
+            self.log().follow(filter, after).await
+        }
+
+        async fn replay(&self, filter: Filter) -> Result<(Vec<Entry>, Box<dyn crate::transport::Follow>)> {
+            self.log().replay(filter).await
+        }
+
+        async fn head(&self) -> Result<Position> {
+            self.log().head().await
+        }
+
+        fn epoch(&self) -> u64 {
+            self.lost.load(std::sync::atomic::Ordering::SeqCst)
+        }
+
+        async fn identity(&self) -> Result<String> {
+            Ok(self.epoch().to_string())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_said_on_the_log_that_takes_the_place_of_a_lost_one_is_heard() {
+        let mut server = None;
+        let sides = Sides::new(|log| server.insert(Arc::new(Lossy { log: Mutex::new(log), lost: Default::default() })).clone()).await;
+        let (server, dir) = (server.unwrap(), tempfile::tempdir().unwrap());
+        let anew = local::open(dir.path(), &Config::default().lattice.storage).unwrap();
+        sides.far.transport().log.append((0..9).map(|_| said(new_work_id(), "before")).collect()).await.unwrap();
+        let id = sides.work().await;
+        sides.far.transport().log.append(vec![said(id, "first")]).await.unwrap();
+        heard(&sides.near.transport(), id, "first").await;
+        // Whoever listens is not told by the reader that it has.
+        server.lose(anew.transport().log);
+        anew.transport().log.append(vec![said(id, "second")]).await.unwrap();
+        heard(&sides.near.transport(), id, "second").await;
+        sides.close().await;
+        anew.close();
     }
 }

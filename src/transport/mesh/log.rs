@@ -29,14 +29,17 @@ impl Mesh {
         let mut entries = Vec::new();
         let Ok(far) = self.far() else { return Ok(entries) };
         while entries.len() < limit {
-            let room = limit - entries.len();
+            let (room, epoch) = (limit - entries.len(), self.epoch());
             match far.log.read(filter, there(after), room).await {
                 Ok(more) => {
                     // However much of it was forwarded from here: that is not the end of the server's log.
                     let is_end = more.len() < room;
                     let more = all_beside(more);
+                    // Whoever leaves this log out stands behind all that it will ever have: only what was read is there.
+                    if let Some(last) = more.last() {
+                        self.saw(epoch, last.position.far);
+                    }
                     after = after.past(&more);
-                    self.saw(after.far);
                     entries.extend(self.not_local(more).await?);
                     if is_end {
                         break;
@@ -58,8 +61,9 @@ impl Log for Mesh {
         }
         let far = self.far()?;
         self.bring_blobs(&far, records.iter().map(|record| &record.body)).await?;
+        let epoch = self.epoch();
         let at = far.log.append(records).await?;
-        self.saw(at.seq);
+        self.saw(epoch, at.seq);
         Ok(beside(at))
     }
 
@@ -118,11 +122,11 @@ impl Log for Mesh {
     }
 
     async fn head(&self) -> Result<Position> {
-        let local = self.local.log.head().await?;
+        let (local, epoch) = (self.local.log.head().await?, self.epoch());
         let far = match self.far() {
             Ok(far) => match far.log.head().await {
                 Ok(head) => {
-                    self.saw(head.seq);
+                    self.saw(epoch, head.seq);
                     head.seq
                 }
                 Err(Error::Unreachable(_) | Error::Unanswered(_)) => self.far_head(),
