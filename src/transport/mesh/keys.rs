@@ -265,8 +265,9 @@ impl Mesh {
     async fn unite(&self, far: &Transport, key: &str, until: Option<Timestamp>) -> Result<bool> {
         let Some(row) = self.local.table.get(Bucket::Keys, key).await? else { return Ok(true) };
         let Some(id) = work_of(&row.value) else { return Ok(true) };
+        // Whoever has said that it lives here may not have come to push it, nor to say so in its row.
         if !self.has(id).await? {
-            return Ok(!lives_here(&row.value));
+            return Ok(false);
         }
         let ttl = until.map(|until| until.since(now()));
         let value = done(&row.value);

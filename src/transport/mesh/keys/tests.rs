@@ -202,6 +202,28 @@ async fn keys_that_were_used_on_both_sides_of_an_outage_lead_everybody_to_one_wo
 }
 
 #[tokio::test]
+async fn a_key_whose_work_is_about_to_be_pushed_here_is_told_to_the_server_once_it_is() {
+    let folder = Folder::new();
+    let Folder { sides, cut_off, .. } = &folder;
+    let Sides { near, far, .. } = sides;
+    // Whoever pushes the first one has come as far as to say that it will.
+    let (first, _) = bind(cut_off, "first").await.unwrap();
+    let marker = format!("{APART}.first");
+    near.table.put(Bucket::Keys, &marker, Bytes::new(), Expect::Any, None).await.unwrap();
+    let (second, _) = bind(cut_off, "second").await.unwrap();
+    push(cut_off, second).await.unwrap();
+    // Keys are looked at in their order.
+    let _forwarding = sides.process(watch::channel(Some(far.clone())).1, true);
+    folder.names(far, "second", second).await;
+    assert!(near.table.get(Bucket::Keys, &marker).await.unwrap().is_some(), "nobody would tell the server of its key");
+    // It goes on from there.
+    near.table.put(Bucket::Keys, "first", claimed(&row(first)), Expect::Any, None).await.unwrap();
+    push(&sides.process(watch::channel(None).1, false), first).await.unwrap();
+    folder.names(far, "first", first).await;
+    assert!(folder.homes(first).await.0);
+}
+
+#[tokio::test]
 async fn a_work_whose_key_was_noted_while_the_server_was_away_gets_one_home() {
     let folder = Folder::new();
     let Folder { cut_off, connected, .. } = &folder;
