@@ -41,9 +41,11 @@ impl Steady {
         seen.spared
     }
 
-    /// Somebody holds for so long.
+    /// Somebody holds for so long; who lets go at once says nothing of that.
     pub(super) fn lasts(&self, lease: Duration) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).lease = lease;
+        if !lease.is_zero() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).lease = lease;
+        }
     }
 
     /// Whether there may be holds that end too late, once for each time that the clock was set back.
@@ -68,6 +70,14 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hold_that_ends_at_once_says_nothing_of_how_long_holds_last() {
+        let steady = Steady::new(Timestamp::from_millis(0));
+        steady.lasts(Duration::from_secs(8));
+        steady.lasts(Duration::ZERO);
+        assert_eq!(steady.look(Timestamp::from_millis(3_600_000)), Timestamp::from_millis(3_604_000));
+    }
 
     #[test]
     fn only_a_jump_spares_holds_and_only_one_back_makes_them_overlong() {
