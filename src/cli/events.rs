@@ -230,12 +230,15 @@ struct Past {
 
 /// The next entry of all, up to a position.
 async fn earliest(log: &dyn Log, pasts: &mut [Past], upto: Position) -> Result<Option<Entry>> {
-    for past in pasts.iter_mut().filter(|past| past.page.is_empty() && !past.ended) {
-        let page = log.read(past.filter, past.after, PAGE).await?;
-        past.after = past.after.past(&page);
-        past.ended = page.len() < PAGE;
-        past.page = page.into_iter().filter(|entry| upto.reaches(entry.position)).collect();
-        past.ended |= past.page.is_empty();
+    for past in pasts.iter_mut() {
+        while past.page.is_empty() && !past.ended {
+            // What came meanwhile to one of two logs is left out, or it would stand before all of the other one.
+            let seq = if past.after.seq >= upto.seq { u64::MAX } else { past.after.seq };
+            let page = log.read(past.filter, Position { seq, ..past.after }, PAGE).await?;
+            past.after = past.after.past(&page);
+            past.ended = page.len() < PAGE || past.after.reaches(upto);
+            past.page = page.into_iter().filter(|entry| upto.reaches(entry.position)).collect();
+        }
     }
     let mut first = None::<&mut Past>;
     for past in pasts {
@@ -314,8 +317,10 @@ mod tests {
         let head = log.head().await.unwrap();
         let after = first_since(&*log, Filter::AllWork, Timestamp::from_millis(100), head).await.unwrap();
         assert_eq!(after, Position { seq: 5, far: 50 });
-        // What comes later is for whoever follows.
-        near.log.append(vec![word(104)]).await.unwrap();
+        // What comes later is for whoever follows, however much that is.
+        for store in [near, far] {
+            store.log.append((0..2 * PAGE).map(|_| word(104)).collect()).await.unwrap();
+        }
         let mut pasts = [Past { filter: Filter::AllWork, after, page: VecDeque::new(), ended: false }];
         let mut shown = Vec::new();
         while let Some(entry) = earliest(&*log, &mut pasts, head).await.unwrap() {
