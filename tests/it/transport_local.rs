@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use lattice_mcp::config::{Durability, Storage};
+use lattice_mcp::model::id::StationId;
 use lattice_mcp::model::output::Media;
 use lattice_mcp::model::size::Size;
 use lattice_mcp::model::time::{Span, Timestamp};
@@ -70,7 +71,7 @@ async fn a_newer_store_is_left_alone() {
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 7000).unwrap();
     let before = fs::read(&file).unwrap();
     let error = refusal(dir.path());
-    assert!(error.contains("version 7000") && error.contains("versions up to 3") && error.contains("newer program"), "{error}");
+    assert!(error.contains("version 7000") && error.contains("versions up to 4") && error.contains("newer program"), "{error}");
     assert!(fs::read(&file).unwrap() == before, "the file was changed");
 }
 
@@ -616,4 +617,36 @@ async fn a_clock_that_is_set_back_keeps_nothing_from_who_comes_next() {
     })
     .await;
     assert_eq!((taken.delivery.id, taken.delivery.attempt), (id, 2));
+}
+
+/// When a hold ends that a short lease looks at, in milliseconds from now.
+async fn ends_in(store: &Local, at: &StationId) -> i64 {
+    let want = Want { lease: Duration::from_secs(5), ..want(&[("a", 9)], 9) };
+    let queue = store.transport().queue;
+    assert!(queue.take_expired(want.holder, want.lease, 9).await.unwrap().is_empty());
+    let take = queue.take(at, &want).await.unwrap();
+    assert!(take.taken.is_empty(), "{take:?}");
+    take.next_at.unwrap().as_millis() - now().as_millis()
+}
+
+#[tokio::test]
+async fn a_hold_ends_by_its_own_lease_whatever_that_of_others_is() {
+    let (dir, shift, at) = (tempfile::tempdir().unwrap(), Arc::new(AtomicI64::new(0)), station("s"));
+    let long = Want { lease: Duration::from_secs(600), ..want(&[("a", 9)], 9) };
+    let holder = open_with_settable_clock(dir.path(), &shift);
+    let mine = holder.transport().queue;
+    mine.push(&at, item(work(), "a", 0, now()), 9, None).await.unwrap();
+    let held = mine.take(&at, &long).await.unwrap().taken.remove(0).delivery;
+    // Whoever starts beside it has a much shorter one.
+    let starts = || open_with_settable_clock(dir.path(), &shift);
+    assert!(ends_in(&starts(), &at).await > 500_000);
+    // Extended while the clock was ahead.
+    shift.store(3_600_000, Ordering::SeqCst);
+    assert!(mine.extend(std::slice::from_ref(&held), long.lease, None).await.unwrap().is_empty());
+    shift.store(0, Ordering::SeqCst);
+    let ends = ends_in(&starts(), &at).await;
+    assert!((500_000..=600_000).contains(&ends), "{ends}");
+    // As an earlier version wrote it.
+    Connection::open(dir.path().join("lattice.db")).unwrap().execute("UPDATE item SET lease = NULL", []).unwrap();
+    assert!(ends_in(&starts(), &at).await <= 5_000);
 }

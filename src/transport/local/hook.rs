@@ -2,6 +2,7 @@
 //!
 //! An item is ready, delayed until it is due, held until it is due, parked because its deadline has passed, or held back until somebody
 //! wakes it. `attempt` counts its takings; while `holder` is set, the delivery of that attempt is good, also after the lease has lapsed and until somebody else takes it.
+//! `lease` is how long its last hold was said to last: each holder has its own idea of that.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,9 +23,10 @@ const DELAYED: i64 = 1;
 const HELD: i64 = 2;
 const PARKED: i64 = 3;
 const HELD_BACK: i64 = 4;
-/// A hold that ends later than so many leases from now, and so much more, was said by a clock that was ahead.
-const OVERLONG_LEASES: u32 = 10;
+/// A hold that ends so much later than it lasts was said by a clock that was ahead.
 const OVERLONG_MIN: Duration = Duration::from_secs(60);
+/// How many of our leases a hold may last of which an earlier version did not say how long that is.
+const OVERLONG_LEASES: u32 = 10;
 
 /// An item as a step finds it.
 struct Found {
@@ -165,14 +167,14 @@ pub(super) fn take(batch: &mut Batch<'_>, station: &StationId, want: &Want) -> S
         }
     }
     let mut served = if firsts.is_empty() { HashMap::new() } else { served(batch, hook)? };
-    let due = lasting(batch, want.lease);
+    let lasting = lasting(batch, want.lease);
     let mut taken = Vec::new();
     while taken.len() < want.room as usize {
         let claim = |first: &First| turn::claim(first.top, first.head, served.get(&first.origin).copied(), want.ageing);
         let Some((best, _)) = firsts.iter().enumerate().max_by_key(|(_, first)| claim(first)) else { break };
         let First { lane: at, origin, id, .. } = firsts.swap_remove(best);
         let lane = &mut lanes[at];
-        let item = hold(batch, id, station, lane.name, want.holder, due)?;
+        let item = hold(batch, id, station, lane.name, want.holder, &lasting)?;
         if let Some(record) = want.accept.record(&item) {
             batch.append(std::slice::from_ref(&record))?;
         }
@@ -353,19 +355,32 @@ fn promote(batch: &mut Batch<'_>, hook: i64, lane: i64, want: &Want) -> rusqlite
     Ok(due)
 }
 
-/// When what is held from now on runs out.
-fn lasting(batch: &Batch<'_>, lease: Duration) -> Timestamp {
+/// A hold that begins, or is said again.
+struct Hold {
+    due: i64,
+    lease: i64,
+}
+
+/// What is held from now on.
+fn lasting(batch: &Batch<'_>, lease: Duration) -> Hold {
     if let Some(steady) = batch.steady {
         steady.lasts(lease);
     }
-    batch.now.after(lease)
+    Hold { due: batch.now.after(lease).as_millis(), lease: millis(lease) }
 }
 
-/// The clock was set back: of those that hold, who lives soon says so again, and the others are not waited for.
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The clock was set back: of those that hold, who lives soon says so again, and the others are not waited for. `lease` is for those
+/// whose rows do not say how long they hold.
 fn shorten(batch: &Batch<'_>, lease: Duration) -> rusqlite::Result<()> {
-    let longest = batch.now.after(lease.saturating_mul(OVERLONG_LEASES) + OVERLONG_MIN).as_millis();
-    let mut update = batch.conn.prepare_cached("UPDATE item SET due = ?1 WHERE state = 2 AND due > ?2")?;
-    update.execute([batch.now.after(lease).as_millis(), longest])?;
+    let longest = millis(lease.saturating_mul(OVERLONG_LEASES));
+    let mut update = batch
+        .conn
+        .prepare_cached("UPDATE item SET due = ?1 + coalesce(lease, ?2) WHERE state = 2 AND due - ?1 - ?4 > coalesce(lease, ?3)")?;
+    update.execute([batch.now.as_millis(), millis(lease), longest, millis(OVERLONG_MIN)])?;
     Ok(())
 }
 
@@ -380,11 +395,11 @@ pub(super) fn pause(batch: &mut Batch<'_>, station: &StationId, name: &str, unti
     Ok(())
 }
 
-fn hold(batch: &Batch<'_>, id: i64, station: &StationId, lane: &str, holder: InstanceId, due: Timestamp) -> rusqlite::Result<Taken> {
+fn hold(batch: &Batch<'_>, id: i64, station: &StationId, lane: &str, holder: InstanceId, hold: &Hold) -> rusqlite::Result<Taken> {
     let mut update = batch.conn.prepare_cached(
-        "UPDATE item SET state = 2, due = ?2, holder = ?3, attempt = attempt + 1 WHERE id = ?1 RETURNING work, attempt, deadline",
+        "UPDATE item SET state = 2, due = ?2, lease = ?3, holder = ?4, attempt = attempt + 1 WHERE id = ?1 RETURNING work, attempt, deadline",
     )?;
-    let (work, attempt, deadline) = update.query_row(params![id, due.as_millis(), holder.to_string()], |row| {
+    let (work, attempt, deadline) = update.query_row(params![id, hold.due, hold.lease, holder.to_string()], |row| {
         let work = row.get_ref(0)?.as_blob()?;
         let work = WorkId::from_slice(work).ok_or(rusqlite::Error::InvalidColumnType(0, "work".into(), rusqlite::types::Type::Blob))?;
         Ok((work, row.get(1)?, Timestamp::from_millis(row.get(2)?)))
@@ -418,7 +433,7 @@ pub(super) fn take_expired(
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, held))
         })?
         .collect::<rusqlite::Result<_>>()?;
-    let due = lasting(batch, lease);
+    let lasting = lasting(batch, lease);
     let mut take = Take::default();
     for (id, hook, lane, state, station, name, held) in expired {
         let station: StationId =
@@ -430,23 +445,24 @@ pub(super) fn take_expired(
             take.lapsed.push(Lapsed { delivery: Delivery { station, id: work, attempt }, lane: name });
             continue;
         }
-        take.taken.push(hold(batch, id, &station, &name, holder, due)?);
+        take.taken.push(hold(batch, id, &station, &name, holder, &lasting)?);
         count(batch, hook, lane, Some(state), Some(HELD));
     }
     Ok(take)
 }
 
 pub(super) fn extend(batch: &mut Batch<'_>, held: &[Delivery], lease: Duration, deadline: Option<Timestamp>) -> Step<Vec<Delivery>> {
-    let due = lasting(batch, lease).as_millis();
+    let Hold { due, lease } = lasting(batch, lease);
     let mut lost = Vec::new();
     for delivery in held {
         let Some((hook, item)) = find_held(batch, delivery)? else {
             lost.push(delivery.clone());
             continue;
         };
-        let mut update =
-            batch.conn.prepare_cached("UPDATE item SET state = 2, due = ?2, deadline = coalesce(?3, deadline) WHERE id = ?1")?;
-        update.execute(params![item.id, due, deadline.map(Timestamp::as_millis)])?;
+        let mut update = batch
+            .conn
+            .prepare_cached("UPDATE item SET state = 2, due = ?2, lease = ?4, deadline = coalesce(?3, deadline) WHERE id = ?1")?;
+        update.execute(params![item.id, due, deadline.map(Timestamp::as_millis), lease])?;
         count(batch, hook, item.lane, Some(item.state), Some(HELD));
     }
     Ok(lost)

@@ -81,6 +81,9 @@ const MIGRATIONS: &[&str] = &[
         OR state = 0 AND lane IN (SELECT id FROM lane WHERE name = '*map');
     UPDATE hook SET held_back = (SELECT count(*) FROM item WHERE item.hook = hook.id AND item.state = 4);
 ",
+    "
+    ALTER TABLE item ADD COLUMN lease INTEGER;
+",
 ];
 
 /// The file of a store, and what its errors mean.
