@@ -171,8 +171,8 @@ pub struct Station(Arc<Inner>);
 struct Inner {
     setting: Setting,
     store: Arc<Local>,
-    /// How this folder said at first that this machine's clock is corrected.
-    correction: i64,
+    /// How this folder said at first that this machine's clock is corrected; nothing in a lattice of one machine.
+    clock: Option<clock::Known>,
     link: Option<Link>,
     dispatcher: Dispatcher,
     registry: Registry,
@@ -330,7 +330,8 @@ impl Station {
         let config = setting.config.clone();
         let dir = setting.lattice_dir()?;
         let opening = runs::Opening::begin(&dir);
-        let correction = clock::adopt(&dir);
+        // Without a server this machine's own clock is the lattice's.
+        let clock = config.lattice.nats.url.is_some().then(|| clock::adopt(&dir));
         let options = local::Options { clock: Arc::new(now), jumps: true, ..local::Options::default() };
         let store = Arc::new(local::open_with(&dir, &config.lattice.storage, options)?);
         let me = Identity { station: config.station(), instance: new_instance(), by_name: setting.by_name };
@@ -370,7 +371,7 @@ impl Station {
         Ok(Self(Arc::new(Inner {
             setting,
             store,
-            correction,
+            clock,
             link,
             dispatcher,
             registry,
@@ -411,8 +412,10 @@ impl Station {
             link.begin().await;
         }
         tolerate(registry.load().await)?;
-        let (dir, known, sharing) = (inner.setting.lattice_dir()?, inner.correction, living.clone());
-        inner.tasks.spawn(async move { clock::share(&dir, known, sharing).await });
+        if let Some(known) = inner.clock.clone() {
+            let (dir, sharing) = (inner.setting.lattice_dir()?, living.clone());
+            inner.tasks.spawn(async move { clock::share(&dir, known, sharing).await });
+        }
         let max_age = inner.setting.config.lattice.storage.runs_max_age.get();
         let seldom = inner.setting.runs_only && inner.link.is_some();
         inner.tasks.spawn(async move { runs.keep(max_age, seldom, living).await });

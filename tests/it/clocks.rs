@@ -91,6 +91,28 @@ impl Station {
         (work["status"].clone(), furthest(&history, machine_ms()))
     }
 
+    /// Ends the process without a word, and starts another one of its folder with these variables.
+    async fn start_again(&mut self, variables: Vec<(String, String)>) {
+        self.client.child.start_kill().unwrap();
+        self.client.child.wait().await.unwrap();
+        self.variables = variables;
+        let mut command = binary(self.data.path(), self.agents.path());
+        command.envs(self.variables.clone());
+        self.client = Client::start(command).await;
+    }
+
+    /// Gives its own agent a work, and tells how far the work's events are from a moment.
+    async fn home_work(&self, from: i64) -> i64 {
+        let id = eventually("it is taken at home", async || {
+            let order = json!({"agent_name": "at-here", "task": "x"});
+            self.client.try_call("assign_work", order).await?.ok()?["work_id"].as_str().map(str::to_owned)
+        })
+        .await;
+        let work = self.client.settled(&id).await;
+        assert_eq!(work["status"], "COMPLETE", "{work}");
+        furthest(&self.ask(&["work", &id]).await.0, from)
+    }
+
     async fn ask(&self, arguments: &[&str]) -> (Value, String) {
         let mut command = binary(self.data.path(), self.agents.path());
         let output = command.envs(self.variables.clone()).args(arguments).arg("--json").output().await.unwrap();
@@ -208,6 +230,28 @@ async fn a_second_process_goes_by_the_same_clock_although_it_cannot_ask_the_serv
     second.call("list_available_agents", json!({})).await;
     let work = station.client.settled(&id).await;
     assert_eq!((&work["status"], std::fs::read_to_string(&ran).unwrap().as_str()), (&json!("COMPLETE"), "begun\nended\n"), "{work}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_correction_is_forgotten_with_the_clock_that_it_was_of() {
+    let dir = TempDir::new().unwrap();
+    let (mut server, shim) = (NatsServer::start(), shim(dir.path()));
+    let mut station = Station::start(&server, "here", &shim, -3600).await;
+    station.client.call("list_available_agents", json!({})).await;
+    eventually("the others of the folder are told", async || station.data.path().join("default/clock").exists().then_some(())).await;
+    // The clock is set right while nobody can ask the server.
+    server.kill();
+    station.set_clock(0);
+    station.start_again(station.variables.clone()).await;
+    let apart = station.home_work(machine_ms()).await;
+    assert!(apart < 600_000, "{apart} ms apart");
+    // Of a lattice without a server the machine's clock is the only one, right or wrong.
+    station.set_clock(-3600);
+    let alone = station.variables.iter().filter(|(name, _)| name != "LATTICE_NATS_URL").cloned().collect();
+    station.start_again(alone).await;
+    let apart = station.home_work(machine_ms() - 3_600_000).await;
+    assert!(apart < 600_000, "{apart} ms apart");
 }
 
 #[cfg(target_os = "linux")]
