@@ -248,6 +248,7 @@ impl Leaf {
                 }
             }
             let take = self.0.transport.queue.take(&self.0.registry.me().station, &want).await?;
+            tracing::trace!(taken = take.taken.len(), lapsed = take.lapsed.len(), "looked at the hook");
             some |= !take.taken.is_empty();
             free.places = free.places.saturating_sub(take.taken.len());
             next_at = next_at.into_iter().chain(take.next_at).min();

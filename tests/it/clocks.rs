@@ -209,8 +209,9 @@ async fn a_second_process_goes_by_the_same_clock_although_it_cannot_ask_the_serv
     let dir = TempDir::new().unwrap();
     let (mut server, shim) = (NatsServer::start(), shim(dir.path()));
     let station = Station::start(&server, "here", &shim, 3600).await;
-    let ran = dir.path().join("ran");
-    agent(station.agents.path(), "slow", "", &format!("echo begun >> {0}; sleep 8; echo ended >> {0}", ran.display()));
+    let (ran, gate, said) = (dir.path().join("ran"), dir.path().join("gate"), dir.path().join("said"));
+    let waits = format!("until [ -e {} ] || [ ! -d {} ]; do sleep 0.05; done", gate.display(), dir.path().display());
+    agent(station.agents.path(), "slow", "", &format!("echo begun >> {0}; {waits}; echo ended >> {0}", ran.display()));
     eventually("its agents are there", async || {
         let known = station.client.call("list_available_agents", json!({})).await;
         known["agents"].as_array().is_some_and(|all| all.len() == 2 && all[0]["status"] == "online").then_some(())
@@ -225,9 +226,17 @@ async fn a_second_process_goes_by_the_same_clock_although_it_cannot_ask_the_serv
     .await;
     eventually("it runs", async || std::fs::read_to_string(&ran).ok().filter(|text| text.contains("begun"))).await;
     let mut command = binary(station.data.path(), station.agents.path());
-    command.envs(station.variables.clone());
+    command.envs(station.variables.clone()).env("LATTICE_LOG", "lattice_mcp::leaf=trace");
+    command.stderr(std::fs::File::create(&said).unwrap());
     let second = Client::start(command).await;
     second.call("list_available_agents", json!({})).await;
+    let look = eventually("the second one looks at what the first one holds", async || {
+        let said = std::fs::read_to_string(&said).unwrap();
+        said.lines().find(|line| line.contains("looked at the hook")).map(str::to_owned)
+    })
+    .await;
+    assert!(look.contains("taken=0 lapsed=0"), "{look}");
+    std::fs::write(&gate, "").unwrap();
     let work = station.client.settled(&id).await;
     assert_eq!((&work["status"], std::fs::read_to_string(&ran).unwrap().as_str()), (&json!("COMPLETE"), "begun\nended\n"), "{work}");
 }
