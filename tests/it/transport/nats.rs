@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -149,15 +150,29 @@ async fn a_push_leaves_no_room_taken_however_it_ends() {
     let too_large = Item { lane: "l".repeat(2 << 20), ..new() };
     assert!(matches!(push(too_large, 9).await, Err(Error::Store(_))));
     has_room("was refused").await;
-    // Before the answer has come, and at any moment after that.
-    let mut given_up = Box::pin(push(new(), 99));
-    assert!(futures_util::poll!(given_up.as_mut()).is_pending());
-    drop(given_up);
-    has_room("its caller gave up at once").await;
-    for micros in (0..2000).step_by(100) {
-        let _ = tokio::time::timeout(Duration::from_micros(micros), push(new(), 99)).await;
+    // After each of its steps: at once, or when what that one waited for has come.
+    for waits in [false, true] {
+        for steps in 1.. {
+            let (mut given_up, mut taken) = (Box::pin(push(new(), 99)), 0);
+            let was_pushed = std::future::poll_fn(|cx| {
+                if taken == steps {
+                    return Poll::Ready(false);
+                }
+                taken += 1;
+                match given_up.as_mut().poll(cx) {
+                    Poll::Pending if taken == steps && !waits => Poll::Ready(false),
+                    polled => polled.map(|pushed| pushed.unwrap() == Pushed::New),
+                }
+            })
+            .await;
+            drop(given_up);
+            has_room(&format!("its caller gave up after {steps} steps")).await;
+            if was_pushed {
+                assert!(steps > 1, "nothing was given up");
+                break;
+            }
+        }
     }
-    has_room("its caller gave up").await;
     server.server.kill();
     assert!(push(new(), 99).await.is_err());
     server.server.revive();
