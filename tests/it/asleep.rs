@@ -41,6 +41,13 @@ fn signal(client: &Client, signal: Signal) {
 
 /// A process that runs a work of each of these agents, and another of its station and its folder that runs nothing yet.
 async fn begun(ground: &mut Ground, more: Value) -> (Client, Client, Vec<String>) {
+    let (first, ids) = begun_alone(ground, more).await;
+    let second = ground.station().await;
+    (first, second, ids)
+}
+
+/// A process that runs a work of each of these agents.
+async fn begun_alone(ground: &mut Ground, more: Value) -> (Client, Vec<String>) {
     set(ground);
     let first = ground.station().await;
     let mut ids = Vec::new();
@@ -50,8 +57,7 @@ async fn begun(ground: &mut Ground, more: Value) -> (Client, Client, Vec<String>
         ids.push(first.call("assign_work", order).await["work_id"].as_str().unwrap().to_owned());
     }
     eventually("they start", async || (ground.file("started").lines().count() == LAST.len()).then_some(())).await;
-    let second = ground.station().await;
-    (first, second, ids)
+    (first, ids)
 }
 
 /// Waits until the holds of a sleeper have run out, and the other process has looked at what they held.
@@ -124,9 +130,10 @@ async fn what_a_sleeper_runs_is_cancelled_and_stays_so(mut ground: Ground) {
 }
 
 async fn the_time_of_a_work_is_up_while_its_process_sleeps(mut ground: Ground) {
-    let (sleeper, other, ids) = begun(&mut ground, json!({"timeout": "12s"})).await;
+    let (sleeper, ids) = begun_alone(&mut ground, json!({"timeout": "12s"})).await;
     signal(&sleeper, Signal::STOP);
-    until_lapsed(&ground, &other, &ids).await;
+    // Whether it comes before the time is up or after that.
+    let other = ground.station().await;
     for id in &ids {
         let work = other.settled(id).await;
         assert_eq!((&work["status"], &work["error"]["kind"]), (&json!("FAILED"), &json!("total_timeout")), "{work}");

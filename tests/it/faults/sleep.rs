@@ -107,19 +107,17 @@ async fn what_a_sleeper_delivers_before_anybody_else_settles_the_work() {
     scene.fleet.assert_calm();
 }
 
-/// Waits until holds have run out, and the leaf that lives has looked at what they held.
-async fn until_lapsed(fleet: &Fleet, desk: &Client, ids: &[&String]) {
-    for id in ids {
-        eventually("the other leaf finds that nobody holds on to it", async || {
-            fleet.log("south").lines().any(|line| line.contains(id.as_str()) && line.contains("it is left as it is")).then_some(())
-        })
-        .await;
-        eventually("it is not known what became of it", async || (look(desk, id).await["detail"] == "outcome unknown").then_some(())).await;
-    }
+/// Waits until a hold has run out, and the leaf that lives has looked at what it held.
+async fn until_lapsed(fleet: &Fleet, desk: &Client, id: &str) {
+    eventually("the other leaf finds that nobody holds on to it", async || {
+        fleet.log("south").lines().any(|line| line.contains(id) && line.contains("it is left as it is")).then_some(())
+    })
+    .await;
+    eventually("it is not known what became of it", async || (look(desk, id).await["detail"] == "outcome unknown").then_some(())).await;
 }
 
-/// A leaf that runs the last attempt of some works, and a replica of it that lives elsewhere.
-async fn last_attempts(fleet: &mut Fleet, timeouts: &[&str]) -> (Leaf, Leaf, Client, Vec<String>) {
+/// A leaf that runs the last attempt of some works, while there is no replica of it yet.
+async fn last_attempts(fleet: &mut Fleet, timeouts: &[&str]) -> (Leaf, Client, Vec<String>) {
     for (name, value) in [("WORK_LEASE", "2s"), ("PRESENCE_HEARTBEAT", "300ms"), ("PRESENCE_TTL", "1500ms")] {
         fleet.set(&format!("LATTICE_{name}"), value);
     }
@@ -136,18 +134,19 @@ async fn last_attempts(fleet: &mut Fleet, timeouts: &[&str]) -> (Leaf, Leaf, Cli
         fleet.until_begun(&id, 1).await;
         ids.push(id);
     }
-    let south = fleet.leaf("south", "fleet");
-    (north, south, desk, ids)
+    (north, desk, ids)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_elsewhere_declares_nobody_dead_and_whoever_has_the_folder_does() {
     let server = NatsServer::start();
     let mut fleet = Fleet::new(&server.url());
-    let (mut north, _south, desk, ids) = last_attempts(&mut fleet, &["20s", "10m"]).await;
-    let [short, long] = &ids[..] else { unreachable!() };
+    let (mut north, desk, ids) = last_attempts(&mut fleet, &["10m", "20s"]).await;
+    let [long, short] = &ids[..] else { unreachable!() };
     north.kill();
-    until_lapsed(&fleet, &desk, &[short, long]).await;
+    // Whether it comes before the time of the one is up or after that.
+    let _south = fleet.leaf("south", "fleet");
+    until_lapsed(&fleet, &desk, long).await;
     let timed_out = desk.settled(short).await;
     assert_eq!((&timed_out["status"], &timed_out["error"]["kind"]), (&json!("FAILED"), &json!("total_timeout")), "{timed_out}");
     assert!(timed_out["error"]["message"].as_str().unwrap().contains("what came of it is unknown"), "{timed_out}");
@@ -168,9 +167,10 @@ async fn a_replica_elsewhere_declares_nobody_dead_and_whoever_has_the_folder_doe
 async fn what_a_sleeper_delivers_of_its_last_attempt_is_the_works_result() {
     let server = NatsServer::start();
     let mut fleet = Fleet::new(&server.url());
-    let (north, _south, desk, ids) = last_attempts(&mut fleet, &["10m"]).await;
+    let (north, desk, ids) = last_attempts(&mut fleet, &["10m"]).await;
     north.signal(Signal::STOP);
-    until_lapsed(&fleet, &desk, &[&ids[0]]).await;
+    let _south = fleet.leaf("south", "fleet");
+    until_lapsed(&fleet, &desk, &ids[0]).await;
     fleet.open("once");
     north.signal(Signal::CONT);
     let work = desk.settled(&ids[0]).await;
