@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt;
 
 use self::source::Source;
 use crate::config;
+use crate::model::hex::hex;
 use crate::model::output::{Media, Output};
 use crate::model::size::Size;
 use crate::model::time::Span;
@@ -218,8 +219,7 @@ pub fn digest(output: &Output) -> (String, u64) {
         Output::Blob(blob) => (blob.sha256.clone(), blob.size),
         Output::Inline(value) => {
             let text = Output::inline_text(value);
-            let hex = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-            (hex, text.len() as u64)
+            (hex(&Sha256::digest(text.as_bytes())), text.len() as u64)
         }
     }
 }

@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config;
 use crate::model::agent::{Definition, RunnerSpec};
+use crate::model::hex::hex;
 use crate::model::id::AgentName;
 
 pub use watch::{Pace, Watcher};
@@ -175,5 +176,5 @@ pub fn unavailable(runner: &RunnerSpec, file: &Path, path_env: Option<&OsStr>) -
 pub fn source_id(path: &Path) -> String {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let digest = Sha256::digest(canonical.as_os_str().as_encoded_bytes());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest[..4])
 }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::nested::Nested;
 use super::{Assigned, Caller, Dispatcher, Error, Request, Result};
+use crate::model::hex::hex;
 use crate::model::id::{RunId, WorkId};
 use crate::registry::Agent;
 use crate::telemetry::new_work_id;
@@ -178,6 +179,5 @@ impl Dispatcher {
 }
 
 pub(super) fn digest(value: &Value) -> String {
-    let hash = Sha256::digest(value.to_string().as_bytes());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(value.to_string().as_bytes()))
 }

@@ -4,7 +4,6 @@
 //! at its next request. Newer clients have no sessions.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::refusal::Refusal;
 use crate::config;
 use crate::model::access::Principal;
+use crate::model::hex::hex;
 use crate::transport::{Bucket, Expect, Table};
 
 /// The longest session id that is looked up.
@@ -402,10 +402,7 @@ struct Kept {
 
 /// A session as the log names it: its id lets whoever reads it speak in it.
 fn short(id: &str) -> String {
-    Sha256::digest(id).iter().take(6).fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex(&Sha256::digest(id)[..6])
 }
 
 fn who() -> Option<Principal> {

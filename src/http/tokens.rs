@@ -311,6 +311,7 @@ fn entry(name: &str, line: usize, node: &Node) -> Result<Entry, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::hex::hex;
 
     const LONG: &str = "0123456789abcdef0123456789abcdef";
 
@@ -334,7 +335,7 @@ mod tests {
 
     #[test]
     fn tokens_have_names_and_scopes_and_may_stand_there_as_digests() {
-        let digest: String = Sha256::digest("another-long-token").iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex(&Sha256::digest("another-long-token"));
         let text = format!(
             "ci: {{token: {LONG}}}\nops:\n  sha256: {digest}\n  scopes: [read, admin]\n  principal: people\nweb: {{token: {LONG}x, scopes: read}}\n"
         );

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::node::Node;
+use crate::model::hex::hex;
 use crate::transport::nats::embedded::{private_dir, write_private};
 
 const RECORD: &str = "record.json";
@@ -106,7 +107,6 @@ impl Records {
 
     fn dir_of(&self, file: &Path) -> PathBuf {
         let digest = Sha256::digest(file.as_os_str().as_encoded_bytes());
-        let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        self.dir.join(hex)
+        self.dir.join(hex(&digest[..8]))
     }
 }

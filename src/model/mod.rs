@@ -10,6 +10,7 @@ pub mod assignment;
 pub mod audit;
 pub mod budget;
 pub mod event;
+pub mod hex;
 pub mod id;
 pub mod map;
 pub mod output;

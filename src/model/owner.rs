@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::access;
+use super::hex::hex;
 use super::id::StationId;
 
 /// Who ordered a work, and where: a caller that remembers nothing finds its works by it. A digest, so that the wire carries no path.
@@ -66,7 +67,7 @@ impl Owner {
     }
 
     fn from_digest(digest: &[u8]) -> Self {
-        Self(digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        Self(hex(&digest[..16]))
     }
 
     /// The digest.

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncRead;
 use tokio::sync::watch;
 
+use crate::model::hex::hex;
 use crate::model::id::{InstanceId, StationId, WorkId};
 use crate::model::output::{BlobRef, Media};
 use crate::model::time::Timestamp;
@@ -202,7 +203,7 @@ impl Entry {
         digest.update(self.subject.to_string());
         digest.update([0]);
         digest.update(&self.body);
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&digest.finalize())
     }
 }
 

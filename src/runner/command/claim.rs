@@ -26,6 +26,7 @@ use super::{REAP_MAX, Shop, blocking, environment, signal_name};
 use crate::model::accept::{Check, Criteria, What};
 use crate::model::agent::{self, Definition, RunnerSpec};
 use crate::model::event::{Failure, FailureKind};
+use crate::model::hex::hex;
 use crate::model::output::Output;
 use crate::model::time::Span;
 use crate::runner::Order;
@@ -334,5 +335,5 @@ async fn hear(
             break;
         }
     }
-    Heard { tail: tail.text(), sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect() }
+    Heard { tail: tail.text(), sha256: hex(&hash.finalize()) }
 }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use crate::config::Durability;
+use crate::model::hex::hex;
 use crate::model::output::{BlobRef, Media};
 use crate::transport::{Blobs, Error, Result};
 
@@ -142,11 +143,7 @@ impl Blobs for Folder {
         if self.durability == Durability::Power {
             file.sync_all().await.map_err(failed)?;
         }
-        let sha256 = hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-            use std::fmt::Write;
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
+        let sha256 = hex(&hash.finalize());
         let target = self.path(&sha256)?;
         let folder = self.dir.join(&sha256[..2]);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).await.map_err(failed)?;

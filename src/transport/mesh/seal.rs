@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::Mesh;
+use crate::model::hex::hex;
 use crate::transport::{Bucket, Error, Expect, Result, SEAL, Transport};
 
 impl Mesh {
@@ -37,10 +38,6 @@ impl Mesh {
             Err(error) => Err(error),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

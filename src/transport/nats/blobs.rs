@@ -27,6 +27,7 @@ use super::link::{Fault, Link};
 use super::log::BODY;
 use super::stream::{Stored, Stream};
 use super::stream_config;
+use crate::model::hex::hex;
 use crate::model::output::{BlobRef, Media};
 use crate::model::time::Timestamp;
 use crate::transport::{Blobs, Error, Result};
@@ -426,8 +427,4 @@ impl Reading {
             return Ok(Some(bytes));
         }
     }
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
