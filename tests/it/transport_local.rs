@@ -623,7 +623,7 @@ async fn a_clock_that_is_set_back_keeps_nothing_from_who_comes_next() {
 async fn ends_in(store: &Local, at: &StationId) -> i64 {
     let want = Want { lease: Duration::from_secs(5), ..want(&[("a", 9)], 9) };
     let queue = store.transport().queue;
-    assert!(queue.take_expired(want.holder, want.lease, 9).await.unwrap().is_empty());
+    assert!(queue.take_expired(want.holder, want.lease, 9, None).await.unwrap().taken.is_empty());
     let take = queue.take(at, &want).await.unwrap();
     assert!(take.taken.is_empty(), "{take:?}");
     take.next_at.unwrap().as_millis() - now().as_millis()
