@@ -152,7 +152,8 @@ async fn a_push_leaves_no_room_taken_however_it_ends() {
     has_room("was refused").await;
     // After each of its steps: at once, or when what that one waited for has come.
     for waits in [false, true] {
-        for steps in 1.. {
+        let mut steps = 1;
+        loop {
             let (mut given_up, mut taken) = (Box::pin(push(new(), 99)), 0);
             let was_pushed = std::future::poll_fn(|cx| {
                 if taken == steps {
@@ -167,9 +168,11 @@ async fn a_push_leaves_no_room_taken_however_it_ends() {
             .await;
             drop(given_up);
             has_room(&format!("its caller gave up after {steps} steps")).await;
-            if was_pushed {
-                assert!(steps > 1, "nothing was given up");
-                break;
+            match was_pushed {
+                false => steps += 1,
+                // Whoever is put off within its first step may find that all has been answered by the end of it.
+                true if steps == 1 => {}
+                true => break,
             }
         }
     }
