@@ -35,8 +35,8 @@ fn set(ground: &mut Ground) {
     LAST.iter().for_each(|(name, front)| ground.agent(name, front, GATED));
 }
 
-fn signal(client: &Client, signal: Signal) {
-    kill_process(Pid::from_raw(i32::try_from(client.pid()).unwrap()).unwrap(), signal).unwrap();
+fn wake(sleeper: &Client) {
+    kill_process(Pid::from_raw(i32::try_from(sleeper.pid()).unwrap()).unwrap(), Signal::CONT).unwrap();
 }
 
 /// A process that runs a work of each of these agents, and another of its station and its folder that runs nothing yet.
@@ -71,13 +71,13 @@ async fn until_lapsed(ground: &Ground, other: &Client, ids: &[String]) {
 
 async fn who_sleeps_through_its_last_attempt_settles_it_once_awake(mut ground: Ground) {
     let (sleeper, other, ids) = begun(&mut ground, json!({})).await;
-    signal(&sleeper, Signal::STOP);
+    ground.lull(&sleeper).await;
     until_lapsed(&ground, &other, &ids).await;
     for id in &ids {
         let work = check(&other, id).await;
         assert_eq!((&work["status"], &work["detail"]), (&json!("ACCEPTED"), &json!("outcome unknown")), "{work}");
     }
-    signal(&sleeper, Signal::CONT);
+    wake(&sleeper);
     ground.write("gate");
     for id in &ids {
         let work = other.settled(id).await;
@@ -114,13 +114,13 @@ async fn who_is_killed_at_its_last_attempt_has_failed_as_soon_as_somebody_can_kn
 
 async fn what_a_sleeper_runs_is_cancelled_and_stays_so(mut ground: Ground) {
     let (sleeper, other, ids) = begun(&mut ground, json!({})).await;
-    signal(&sleeper, Signal::STOP);
+    ground.lull(&sleeper).await;
     until_lapsed(&ground, &other, &ids).await;
     for id in &ids {
         other.call("cancel_work", json!({"work_id": id, "reason": "no more need"})).await;
         assert_eq!(other.settled(id).await["status"], "CANCELLED");
     }
-    signal(&sleeper, Signal::CONT);
+    wake(&sleeper);
     ground.write("gate");
     let after = sleeper.assign("once", "y").await;
     assert_eq!(sleeper.settled(&after).await["status"], "COMPLETE");
@@ -131,7 +131,7 @@ async fn what_a_sleeper_runs_is_cancelled_and_stays_so(mut ground: Ground) {
 
 async fn the_time_of_a_work_is_up_while_its_process_sleeps(mut ground: Ground) {
     let (sleeper, ids) = begun_alone(&mut ground, json!({"timeout": "12s"})).await;
-    signal(&sleeper, Signal::STOP);
+    ground.lull(&sleeper).await;
     // Whether it comes before the time is up or after that.
     let other = ground.station().await;
     for id in &ids {
@@ -139,7 +139,7 @@ async fn the_time_of_a_work_is_up_while_its_process_sleeps(mut ground: Ground) {
         assert_eq!((&work["status"], &work["error"]["kind"]), (&json!("FAILED"), &json!("total_timeout")), "{work}");
         assert!(work["error"]["message"].as_str().unwrap().contains("what came of it is unknown"), "{work}");
     }
-    signal(&sleeper, Signal::CONT);
+    wake(&sleeper);
     ground.write("gate");
     for id in &ids {
         assert_eq!(sleeper.settled(id).await["error"]["kind"], "total_timeout");
@@ -156,10 +156,10 @@ async fn an_answer_given_to_a_sleeper_reaches_its_only_attempt(mut ground: Groun
     let id = sleeper.assign("asker", "x").await;
     let other = ground.station().await;
     eventually("it asks", async || (check(&other, &id).await["status"] == "ESCALATED").then_some(())).await;
-    signal(&sleeper, Signal::STOP);
+    ground.lull(&sleeper).await;
     other.call("answer_work", json!({"work_id": id, "answer": "blue"})).await;
     until_lapsed(&ground, &other, std::slice::from_ref(&id)).await;
-    signal(&sleeper, Signal::CONT);
+    wake(&sleeper);
     let work = other.settled(&id).await;
     assert!(work["status"] == "COMPLETE" && work["attempt"] == 1 && work["result"].to_string().contains("blue"), "{work}");
     assert_eq!(ground.file("started").lines().count(), 1);
@@ -170,7 +170,7 @@ async fn an_answer_given_to_a_sleeper_reaches_its_only_attempt(mut ground: Groun
 async fn who_sleeps_past_the_time_to_begin_keeps_its_hold() {
     let mut ground = Ground::local();
     let (sleeper, other, ids) = begun(&mut ground, json!({"queue_timeout": "30s"})).await;
-    signal(&sleeper, Signal::STOP);
+    ground.lull(&sleeper).await;
     let store = store::open(&ground.place.data.path().join("default"), &Config::default().lattice.storage).unwrap();
     let (here, queue): (StationId, _) = ("here".parse().unwrap(), store.transport().queue);
     for id in &ids {
@@ -181,7 +181,7 @@ async fn who_sleeps_past_the_time_to_begin_keeps_its_hold() {
         let first = Delivery { station: here.clone(), id: id.parse().unwrap(), attempt: 1 };
         assert!(queue.extend(&[first], Duration::from_secs(2), None).await.unwrap().is_empty(), "nobody else has had it");
     }
-    signal(&sleeper, Signal::CONT);
+    wake(&sleeper);
     ground.write("gate");
     for id in &ids {
         let work = other.settled(id).await;
@@ -198,14 +198,14 @@ async fn a_hold_that_is_lost_to_no_attempt_stops_nobody() {
     let sleeper = ground.station().await;
     let id = sleeper.assign("once", "x").await;
     eventually("it starts", async || (!ground.file("started").is_empty()).then_some(())).await;
-    signal(&sleeper, Signal::STOP);
+    ground.lull(&sleeper).await;
     let store = store::open(&ground.place.data.path().join("default"), &Config::default().lattice.storage).unwrap();
     let (here, queue) = ("here".parse().unwrap(), store.transport().queue);
     let lanes: Vec<_> = queue.load(&here).await.unwrap().into_iter().map(|load| (load.lane, 9)).collect();
     let want = Want { lanes, lease: Duration::from_secs(3600), ..want(&[], 9) };
     let taken = eventually("its hold has run out", async || queue.take(&here, &want).await.unwrap().taken.pop()).await;
     assert_eq!((taken.delivery.id.to_string(), taken.delivery.attempt), (id.clone(), 2));
-    signal(&sleeper, Signal::CONT);
+    wake(&sleeper);
     let goes_on = [&*id, "this one goes on"];
     ground.until_said(&goes_on).await;
     // Whatever is taken meanwhile, what runs is not held anew for each.

@@ -1,6 +1,10 @@
 //! A lattice of one store, or of one server, on which the same behaviours are looked at: stations that run agents, and desks that
 //! only assign.
 
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -49,6 +53,22 @@ impl Ground {
     pub(crate) fn said(&self, parts: &[&str]) -> usize {
         let said = std::fs::read_to_string(self.log.as_ref().expect("somebody listens")).unwrap_or_default();
         said.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    }
+
+    /// Lets a process sleep, at a moment when it keeps nobody out of the stores that it shares: whoever sleeps in the middle of a write
+    /// locks them for all.
+    pub(crate) async fn lull(&self, sleeper: &Client) {
+        let process = Pid::from_raw(i32::try_from(sleeper.pid()).unwrap()).unwrap();
+        let folder = self.place.data.path().join("default");
+        eventually("it sleeps and locks nothing", async || {
+            kill_process(process, Signal::STOP).unwrap();
+            let locks_nothing = ["lattice.db", "runs.db"].iter().all(|store| is_free(&folder.join(store)));
+            if !locks_nothing {
+                kill_process(process, Signal::CONT).unwrap();
+            }
+            locks_nothing.then_some(())
+        })
+        .await;
     }
 
     pub(crate) fn agent(&self, name: &str, front: &str, script: &str) {
@@ -104,6 +124,13 @@ impl Ground {
         assert!(done, "{arguments:?}: {said}");
         serde_json::from_str(&said).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {said}"))
     }
+}
+
+/// Whether a store can be written to by others.
+fn is_free(store: &Path) -> bool {
+    let db = rusqlite::Connection::open(store).unwrap();
+    db.busy_timeout(Duration::from_millis(500)).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok()
 }
 
 /// An agent, as it is listed.

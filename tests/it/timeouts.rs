@@ -92,7 +92,7 @@ async fn what_a_sleeping_station_does_is_unknown_until_it_wakes(mut ground: Grou
     let id = desk.assign("gated", "x").await;
     let work = reaches(&desk, &id, "ACCEPTED").await;
     assert!(work.get("detail").is_none(), "{work}");
-    signal(&station, Signal::STOP);
+    ground.lull(&station).await;
     let unknown =
         eventually("its outcome is unknown", async || Some(check(&desk, &id).await).filter(|work| work.get("detail").is_some())).await;
     assert_eq!((unknown["status"].as_str(), unknown["detail"].as_str()), (Some("ACCEPTED"), Some("outcome unknown")), "{unknown}");
