@@ -3,30 +3,18 @@
 //! A caller is the owner of what it orders, or, while it executes a work, that work's run: nobody else's keys are its own.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::nested::Nested;
 use super::{Assigned, Caller, Dispatcher, Error, Request, Result};
 use crate::model::hex::hex;
-use crate::model::id::{RunId, WorkId};
+use crate::model::keyed::Keyed;
 use crate::registry::Agent;
 use crate::telemetry::new_work_id;
 use crate::transport::{self, Bucket, Expect};
 
 const KEY_MAX: usize = 256;
-
-/// What stands under an idempotency key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Keyed {
-    pub(super) work_id: WorkId,
-    pub(super) run_id: RunId,
-    pub(super) order: String,
-    /// The hook has had the work: it is not given out again, whatever has become of its events.
-    #[serde(default)]
-    pub(super) done: bool,
-}
 
 /// What an order with a key comes to.
 pub(super) enum Reserved {

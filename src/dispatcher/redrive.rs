@@ -4,12 +4,13 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use super::keys::{Keyed, digest};
+use super::keys::digest;
 use super::{Assigned, Caller, Dispatcher, Error, Items, Request, Result};
 use crate::model::assignment::Assignment;
 use crate::model::budget::Allowance;
 use crate::model::event::Kind;
 use crate::model::id::{RunId, WorkId};
+use crate::model::keyed::Keyed;
 use crate::model::map::Spec;
 use crate::model::status::Status;
 use crate::model::work::Work;

@@ -12,6 +12,7 @@ pub mod budget;
 pub mod event;
 pub mod hex;
 pub mod id;
+pub mod keyed;
 pub mod map;
 pub mod output;
 pub mod owner;

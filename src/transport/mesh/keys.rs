@@ -10,10 +10,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
 
 use super::{HOMES_MAX, Home, Mesh, Noted};
 use crate::model::id::WorkId;
+use crate::model::keyed::{claimed, done, is_done, lives_here, work_of};
 use crate::model::time::Timestamp;
 use crate::telemetry::now;
 use crate::transport::{Bucket, Error, Expect, Filter, Position, Result, Row, Transport};
@@ -324,56 +324,6 @@ async fn stands(far: &Transport, value: &[u8]) -> Result<bool> {
     }
     let Some(id) = work_of(value) else { return Ok(true) };
     Ok(!far.log.read(Filter::Work(id), Position::default(), 1).await?.is_empty())
-}
-
-/// The work that a row names.
-pub(super) fn work_of(value: &[u8]) -> Option<WorkId> {
-    #[derive(serde::Deserialize)]
-    struct Named {
-        work_id: WorkId,
-    }
-    serde_json::from_slice(value).ok().map(|named: Named| named.work_id)
-}
-
-/// The mark of a row whose work lives in this machine's store.
-const HERE: &str = "here";
-/// The mark of a row whose work has been given out.
-const DONE: &str = "done";
-
-fn is_marked(value: &[u8], mark: &str) -> bool {
-    serde_json::from_slice::<Value>(value).is_ok_and(|row| row[mark] == true)
-}
-
-/// Whether a row says that its work lives here.
-fn lives_here(value: &[u8]) -> bool {
-    is_marked(value, HERE)
-}
-
-fn is_done(value: &[u8]) -> bool {
-    is_marked(value, DONE)
-}
-
-/// The same row, which says that its work lives here.
-fn claimed(value: &Bytes) -> Bytes {
-    changed(value, |row| _ = row.insert(HERE.to_owned(), true.into()))
-}
-
-/// The same row as everybody may read it, which says that its work has been given out.
-fn done(value: &Bytes) -> Bytes {
-    changed(value, |row| {
-        row.remove(HERE);
-        row.insert(DONE.to_owned(), true.into());
-    })
-}
-
-fn changed(value: &Bytes, change: impl FnOnce(&mut Map<String, Value>)) -> Bytes {
-    match serde_json::from_slice::<Value>(value) {
-        Ok(Value::Object(mut row)) => {
-            change(&mut row);
-            Bytes::from(Value::Object(row).to_string())
-        }
-        _ => value.clone(),
-    }
 }
 
 #[cfg(test)]

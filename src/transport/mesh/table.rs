@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::keys::work_of;
 use super::{CHILDREN_APART, Far, Mesh};
+use crate::model::keyed::work_of;
 use crate::transport::{Bucket, Change, Error, Expect, Result, Row, Table, Watch};
 
 #[async_trait]
