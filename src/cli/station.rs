@@ -141,8 +141,8 @@ async fn add(session: &mut Session, plan: &Plan, add: Add) -> Result<(), Failure
     };
     if plan.is_loopback() {
         tracing::warn!(
-            "the server listens at {host} only, which other machines cannot reach: set lattice.embedded_nats.address (such as 0.0.0.0), \
-             start this lattice's stations again, and use --host with a name that the other machine knows"
+            "the server listens on this machine's loopback only, which other machines cannot reach: set lattice.embedded_nats.address (such as 0.0.0.0), \
+             start this lattice's stations again, and see that {host} is a name by which the other machine knows this one"
         );
     }
     if session.screen.json {

@@ -56,7 +56,10 @@ pub(super) enum Fault {
     #[error("{0}")]
     Silent(String),
     /// These credentials may not do it: nothing was done.
-    #[error("these credentials may not publish to {0}: give the station's user the permission, or another user (lattice.nats.auth)")]
+    #[error(
+        "these credentials may not publish to {0}: give the station's user the permission, or another user (lattice.nats.auth); \
+             with an embedded server, `lattice-mcp station add NAME --full` on its machine makes one that may assign"
+    )]
     Denied(Arc<str>),
     /// There is no connection: nothing was sent.
     #[error("{0}")]
