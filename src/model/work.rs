@@ -122,31 +122,14 @@ impl Work {
     /// What the run store still knows of a work whose events were dropped by age.
     pub fn from_run(run: &Run) -> Self {
         Self {
-            work_id: run.work_id,
-            run_id: run.run_id.clone(),
             status: run.status,
             event: run.event.clone(),
-            assignment: None,
-            progress_pct: None,
-            progress_msg: None,
-            exchanges: Vec::new(),
-            attempts: Vec::new(),
-            retry_at: None,
-            released_at: None,
-            printed: None,
-            cancel_reason: None,
             outcome: run.outcome.clone(),
             duration_ms: run.duration_ms,
             checks: run.checks.clone(),
             used: vec![(run.attempt, run.usage)],
-            updated_at: run.settled_at.unwrap_or(run.assigned_at),
             settled_at: run.settled_at,
-            redriven_as: None,
-            is_elsewhere: false,
-            stop_asked: false,
-            late_events: 0,
-            events: 0,
-            asking: Vec::new(),
+            ..Self::unknown(run.work_id, run.run_id.clone(), run.settled_at.unwrap_or(run.assigned_at))
         }
     }
 

@@ -22,6 +22,7 @@ use lattice_mcp::transport::{Error, Expect, Filter, Position, Want};
 use rusqlite::Connection;
 use tokio::io::AsyncReadExt;
 
+use crate::lifecycle::eventually;
 use crate::transport::{HOUR, LEASE, audit, bodies, collect, everything, item, response, station, status, take_one, want, within, work};
 
 fn open(dir: &Path) -> Local {
@@ -263,15 +264,10 @@ fn open_with_clock(dir: &Path, settings: &Storage) -> (Local, Arc<AtomicI64>) {
 /// Waits until the log holds exactly these bodies.
 async fn until_left(store: &Local, expected: &[&str]) {
     let t = store.transport();
-    within(async {
-        loop {
-            let left: Vec<String> = bodies(&everything(&t, Filter::AllWork).await);
-            if left == expected {
-                return;
-            }
-            assert!(expected.iter().all(|kept| left.iter().any(|left| left == kept)), "too much was dropped: {left:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    eventually("the rest is dropped", async || {
+        let left: Vec<String> = bodies(&everything(&t, Filter::AllWork).await);
+        assert!(expected.iter().all(|kept| left.iter().any(|left| left == kept)), "too much was dropped: {left:?}");
+        (left == expected).then_some(())
     })
     .await;
 }
@@ -318,12 +314,7 @@ async fn a_log_that_is_too_large_loses_its_oldest_settled_works() {
         last = work();
         t.log.append(vec![status(last, vec![b'x'; 10_000]), response(last, vec![b'y'; 10_000])]).await.unwrap();
     }
-    within(async {
-        while everything(&t, Filter::AllWork).await.len() > 220 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    eventually("the oldest are dropped", async || (everything(&t, Filter::AllWork).await.len() <= 220).then_some(())).await;
     assert_eq!(bodies(&everything(&t, Filter::Work(pinned)).await), ["pinned"]);
     assert_eq!(everything(&t, Filter::Work(last)).await.len(), 2);
 }
@@ -353,12 +344,7 @@ async fn old_blobs_go_and_fresh_ones_stay() {
         age(&tmp.join(name), span);
     }
     let store = local::open(dir.path(), &settings).unwrap();
-    within(async {
-        while blob(&refs[0].sha256).exists() || tmp.join("stale").exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    eventually("what is old is removed", async || (!blob(&refs[0].sha256).exists() && !tmp.join("stale").exists()).then_some(())).await;
     assert!(matches!(store.transport().blobs.size(&refs[0].sha256).await, Err(Error::NoBlob(_))));
     assert_eq!(store.transport().blobs.size(&refs[1].sha256).await.unwrap(), 12);
     assert!(blob(&refs[2].sha256).exists() && tmp.join("in use").exists());
@@ -383,6 +369,7 @@ fn said(child: &mut Child) -> impl Iterator<Item = String> + use<> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// By itself it plays no part, and passing would say nothing.
 #[ignore = "is started by other tests, as a process of its own"]
 async fn a_part_beside_the_tests() {
     let (Ok(part), Ok(dir)) = (std::env::var(PART), std::env::var(FOLDER)) else {
@@ -579,14 +566,8 @@ async fn a_clock_that_jumps_takes_nothing_from_who_lives() {
     assert!(found.taken.is_empty(), "{found:?}");
     assert!(found.next_at.unwrap() > Timestamp::from_millis(now().as_millis() + 600_000), "whoever looks has no need to look at once");
     assert!(mine.queue.extend(std::slice::from_ref(&alive), Duration::from_secs(60), None).await.unwrap().is_empty());
-    let taken = within(async {
-        loop {
-            let taken = theirs.queue.take(&at, &want).await.unwrap().taken;
-            if !taken.is_empty() {
-                return taken;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    let taken = eventually("a hold has run out", async || {
+        Some(theirs.queue.take(&at, &want).await.unwrap().taken).filter(|taken| !taken.is_empty())
     })
     .await;
     assert_eq!(taken.iter().map(|taken| (taken.delivery.id, taken.delivery.attempt)).collect::<Vec<_>>(), [(dead, 2)]);
@@ -606,14 +587,9 @@ async fn a_clock_that_is_set_back_keeps_nothing_from_who_comes_next() {
     shift.store(0, Ordering::SeqCst);
     let store = open_with_settable_clock(dir.path(), &shift);
     let after = store.transport();
-    let taken = within(async {
-        loop {
-            assert!(after.queue.take_expired(want.holder, want.lease, 9, None).await.unwrap().taken.is_empty());
-            if let Some(taken) = after.queue.take(&at, &want).await.unwrap().taken.pop() {
-                return taken;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    let taken = eventually("its hold has run out", async || {
+        assert!(after.queue.take_expired(want.holder, want.lease, 9, None).await.unwrap().taken.is_empty());
+        after.queue.take(&at, &want).await.unwrap().taken.pop()
     })
     .await;
     assert_eq!((taken.delivery.id, taken.delivery.attempt), (id, 2));

@@ -3,7 +3,9 @@
 use super::{Attempt, Exchange, Outcome, Work};
 use crate::model::budget::Usage;
 use crate::model::event::{Event, Failure, FailureKind, Kind, Side};
+use crate::model::id::{RunId, WorkId};
 use crate::model::status::Status;
+use crate::model::time::Timestamp;
 
 impl Work {
     /// Folds events, in the log's order; `None` without any.
@@ -18,9 +20,14 @@ impl Work {
 
     /// An empty fold, for the work of this event.
     pub fn begin(event: &Event) -> Self {
+        Self::unknown(event.work_id, event.run_id.clone(), event.at)
+    }
+
+    /// A work of which nothing is known but its ids, as of this moment.
+    pub(super) fn unknown(work_id: WorkId, run_id: RunId, updated_at: Timestamp) -> Self {
         Self {
-            work_id: event.work_id,
-            run_id: event.run_id.clone(),
+            work_id,
+            run_id,
             status: Status::default(),
             event: String::new(),
             assignment: None,
@@ -36,7 +43,7 @@ impl Work {
             duration_ms: None,
             checks: Vec::new(),
             used: Vec::new(),
-            updated_at: event.at,
+            updated_at,
             settled_at: None,
             redriven_as: None,
             is_elsewhere: false,

@@ -153,6 +153,7 @@ impl File {
                 *since = Some(std::time::Instant::now());
             }
             let waited = since.map_or(Duration::ZERO, |since| since.elapsed());
+            // SQLite tells nobody when another process is done, and its own handler soon sleeps for far longer than a commit takes.
             std::thread::sleep(if waited < Duration::from_millis(100) { Duration::from_micros(100) } else { Duration::from_millis(1) });
             waited < BUSY_MAX
         }))?;
